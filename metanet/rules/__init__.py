@@ -1,0 +1,1 @@
+"""Dimension-inference rules, one family of operations per file."""

@@ -1,0 +1,1 @@
+"""What to do with a zoo: data module, tasks, reports and the command line."""

@@ -1,0 +1,1 @@
+"""Checkpoints, zoos and everything else that exists: loading, storing, fitting."""

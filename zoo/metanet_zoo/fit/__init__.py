@@ -1,0 +1,1 @@
+"""Fitting zoos, thousands of networks at a time."""
