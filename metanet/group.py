@@ -1,0 +1,437 @@
+"""GroupElement: one change of weights that a spec allows. It acts, composes and inverts.
+
+An element permutes the units of every group and, on request, uses their other freedoms. On unit ``i`` with
+permutation ``p``, factor ``s`` (signs and scales) and phase count ``k`` it does, in this order,
+
+    row     W[i] -> s_i · W[p_i]                      (role ``out``)
+    bias    b[i] -> s_i · b[p_i] + k_i · π/ω          (role ``bias``; affine only for phases)
+    reader  V[:, i] -> (-1)^{k_i} / s_i · V[:, p_i]   (role ``in``; an even activation leaves readers alone)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import log, pi
+from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metanet.axis import Axis, Concat, Fixed, Perm, Product, axis_size
+from metanet.spec import FREEDOM_KINDS, FreedomKind, Group, WeightSpec
+
+Representation = Literal["parameter", "gradient", "momentum", "second_moment"]
+"""What is carried: a momentum of gradients transforms as they do (inverse scales), a second moment with
+squares; only parameters are shifted by phases."""
+
+MAX_PHASE = 3
+MAX_SCALE = 2.0
+
+
+@runtime_checkable
+class Carrier(Protocol):
+    """Anything with a spec of its own that a group element can act on (`WeightFeatures`)."""
+
+    def act(self, element: GroupElement) -> Any:
+        """Return the element's action on this object."""
+        ...
+
+
+CarrierT = TypeVar("CarrierT", bound=Carrier)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupElement:
+    """An element of a spec's symmetry group.
+
+    Args:
+        spec: the spec.
+        permutations: group -> ``[n]`` indices ``p``: unit ``i`` of the result is unit ``p[i]`` of what it
+            acts on; ``[parent size, n]`` for a nested group. Groups that are left out stay as they are.
+        freedoms: ``(group, kind) -> [n]``: ±1 for sign and even, factors for scales, integers for phases.
+
+    Raises:
+        ValueError: not a permutation, or a value that the freedom does not allow.
+    """
+
+    spec: WeightSpec
+    permutations: Mapping[str, Tensor]
+    freedoms: Mapping[tuple[str, FreedomKind], Tensor]
+
+    def __post_init__(self) -> None:
+        for name, permutation in self.permutations.items():
+            _check_permutation(_known(self.spec, name), permutation, self.spec)
+        for (name, kind), values in self.freedoms.items():
+            _check_freedom(_known(self.spec, name), kind, values)
+
+    @classmethod
+    def identity(cls, spec: WeightSpec) -> GroupElement:
+        """Return the element that changes nothing."""
+        return cls(spec, {}, {})
+
+    @classmethod
+    def random(
+        cls,
+        spec: WeightSpec,
+        generator: torch.Generator | None = None,
+        *,
+        kinds: Iterable[FreedomKind] | Literal["all"] = (),
+        permute: bool = True,
+    ) -> GroupElement:
+        """Draw an element: uniform permutations, and the freedoms named in ``kinds``.
+
+        Args:
+            spec: the spec.
+            generator: a CPU generator; None uses torch's default one.
+            kinds: freedoms to draw beside permutations; ``"all"`` for every one the spec has. Signs are fair,
+                phases uniform in -3…3, scales log-uniform in [1/2, 2] (well conditioned).
+            permute: False draws the other freedoms alone.
+
+        Raises:
+            ValueError: an unknown kind.
+        """
+        wanted = set(FREEDOM_KINDS if kinds == "all" else kinds)
+        if unknown := wanted - set(FREEDOM_KINDS):
+            raise ValueError(
+                f"unknown freedoms {sorted(unknown)}; the known ones are {', '.join(FREEDOM_KINDS)}"
+            )
+        permutations: dict[str, Tensor] = {}
+        freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
+        for group in spec.groups:
+            n = group.size
+            if permute and group.parent is None:
+                permutations[group.name] = torch.randperm(n, generator=generator)
+            elif permute:
+                rows = [torch.randperm(n, generator=generator) for _ in range(spec.sizes[group.parent or ""])]
+                permutations[group.name] = torch.stack(rows)
+            for freedom in group.freedoms:
+                if freedom.kind in wanted:
+                    freedoms[group.name, freedom.kind] = _draw(freedom.kind, n, generator)
+        return cls(spec, permutations, freedoms)
+
+    @overload
+    def __matmul__(self, other: GroupElement) -> GroupElement: ...
+    @overload
+    def __matmul__(self, other: CarrierT) -> CarrierT: ...
+    @overload
+    def __matmul__(self, other: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def __matmul__(self, other: Any) -> Any:
+        """Compose with an element, or act on a state dict (``[*leading, *shape]`` tensors) or any carrier."""
+        if isinstance(other, GroupElement):
+            return self.compose(other)
+        if isinstance(other, Mapping):
+            return self.act(other)
+        if isinstance(other, Carrier):
+            return other.act(self)
+        return NotImplemented
+
+    def act(
+        self, tensors: Mapping[str, Tensor], *, representation: Representation = "parameter"
+    ) -> dict[str, Tensor]:
+        """Act on named tensors; each may have leading dimensions before its axes (stacked models).
+
+        Args:
+            tensors: entry name -> ``[*leading, *shape]``; gradients may leave entries out.
+            representation: what the tensors are: parameters, gradients, momenta or second moments.
+
+        Raises:
+            ValueError: names or shapes do not fit the spec.
+        """
+        spec = self.spec
+        if representation != "parameter":
+            spec = spec.select(name for name in spec if name in tensors)
+        spec.check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, leading=None)
+        return {
+            name: self.act_tensor(tensor, self.spec.axes[name], representation=representation)
+            for name, tensor in tensors.items()
+        }
+
+    def act_tensor(
+        self,
+        tensor: Tensor,
+        axes: tuple[Axis, ...],
+        *,
+        dim: int | None = None,
+        representation: Representation = "parameter",
+    ) -> Tensor:
+        """Act on one tensor whose dimensions from ``dim`` on carry the axes (default: the last ones)."""
+        start = tensor.ndim - len(axes) if dim is None else dim
+        for position, axis in enumerate(axes, start):
+            index = self.index(axis)
+            if index is not None:
+                tensor = tensor.index_select(position, index.to(tensor.device))
+        for position, axis in enumerate(axes, start):
+            factor = self.factor(axis, representation)
+            if factor is not None:
+                shape = [-1 if i == position else 1 for i in range(tensor.ndim)]
+                tensor = tensor * factor.to(tensor).reshape(shape)
+            shift = self.shift(axis) if representation == "parameter" else None
+            if shift is not None:
+                shape = [-1 if i == position else 1 for i in range(tensor.ndim)]
+                tensor = tensor + shift.to(tensor).reshape(shape)
+        return tensor
+
+    def index(self, axis: Axis) -> Tensor | None:
+        """Return the ``[size]`` source index of every index of an axis, or None where nothing moves."""
+        if isinstance(axis, Fixed):
+            return None
+        if isinstance(axis, Perm):
+            return self.permutations.get(axis.group)
+        sizes = [axis_size(part, self.spec.sizes) for part in axis.axes]
+        if isinstance(axis, Concat):
+            parts = [self.index(part) for part in axis.axes]
+            if all(part is None for part in parts):
+                return None
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            return torch.cat(
+                [
+                    s + (torch.arange(n) if p is None else p)
+                    for s, n, p in zip(starts, sizes, parts, strict=True)
+                ]
+            )
+        return self._product_index(axis, sizes)
+
+    def _product_index(self, axis: Product, sizes: list[int]) -> Tensor | None:
+        grids = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
+        positions: dict[str, Tensor] = {}
+        moved = False
+        result = torch.zeros(sizes, dtype=torch.long)
+        for part, size, grid in zip(axis.axes, sizes, grids, strict=True):
+            source = grid
+            if isinstance(part, Perm):
+                positions[part.group] = grid
+                parent = self.spec.group[part.group].parent
+                permutation = self.permutations.get(part.group)
+                if permutation is not None:
+                    source = permutation[grid] if parent is None else permutation[positions[parent], grid]
+                    moved = True
+            elif (inner := self.index(part)) is not None:
+                source, moved = inner[grid], True
+            result = result * size + source
+        return result.reshape(-1) if moved else None
+
+    def factor(self, axis: Axis, representation: Representation = "parameter") -> Tensor | None:
+        """Return the ``[size]`` multipliers (float64) along an axis, or None where all are one."""
+        if isinstance(axis, Fixed):
+            return None
+        if isinstance(axis, Perm):
+            factor = self._unit_factor(axis)
+            if factor is None or representation == "parameter":
+                return factor
+            return (
+                factor.reciprocal()
+                if representation in ("gradient", "momentum")
+                else factor.square().reciprocal()
+            )
+        parts = [self.factor(part, representation) for part in axis.axes]
+        if all(part is None for part in parts):
+            return None
+        sizes = [axis_size(part, self.spec.sizes) for part in axis.axes]
+        full = [
+            torch.ones(n, dtype=torch.float64) if p is None else p for n, p in zip(sizes, parts, strict=True)
+        ]
+        if isinstance(axis, Concat):
+            return torch.cat(full)
+        result = full[0]
+        for part in full[1:]:
+            result = (result[:, None] * part).reshape(-1)
+        return result
+
+    def _unit_factor(self, axis: Perm) -> Tensor | None:
+        factor: Tensor | None = None
+        for freedom in self.spec.group[axis.group].freedoms:
+            values = self.freedoms.get((axis.group, freedom.kind))
+            if values is None:
+                continue
+            if freedom.kind == "phase":
+                step = 1.0 - 2.0 * (values % 2).double() if axis.role == "in" else None
+            elif freedom.kind == "even":
+                step = None if axis.role == "in" else values.double()
+            else:
+                step = values.double().reciprocal() if axis.role == "in" else values.double()
+            if step is not None:
+                factor = step if factor is None else factor * step
+        return factor
+
+    def shift(self, axis: Axis) -> Tensor | None:
+        """Return the ``[size]`` addend (float64) along an axis: kπ/ω on biases of phased units, or None."""
+        if isinstance(axis, Fixed) or (isinstance(axis, Perm) and axis.role != "bias"):
+            return None
+        if isinstance(axis, Perm):
+            freedom = self.spec.group[axis.group].freedom("phase")
+            values = self.freedoms.get((axis.group, "phase"))
+            if freedom is None or freedom.parameter is None or values is None:
+                return None
+            return values.double() * (pi / freedom.parameter)
+        parts = [self.shift(part) for part in axis.axes]
+        if all(part is None for part in parts):
+            return None
+        sizes = [axis_size(part, self.spec.sizes) for part in axis.axes]
+        full = [
+            torch.zeros(n, dtype=torch.float64) if p is None else p for n, p in zip(sizes, parts, strict=True)
+        ]
+        if isinstance(axis, Concat):
+            return torch.cat(full)
+        result = full[0]
+        for part in full[1:]:
+            result = (result[:, None] + part).reshape(-1)
+        return result
+
+    def compose(self, other: GroupElement) -> GroupElement:
+        """Return ``self ∘ other``: ``(g.compose(h)) @ x == g @ (h @ x)``.
+
+        Raises:
+            ValueError: the elements belong to different specs.
+        """
+        if self.spec != other.spec:
+            raise ValueError(f"elements of different specs do not compose: {self.spec!r} and {other.spec!r}")
+        permutations: dict[str, Tensor] = {}
+        freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
+        for group in self.spec.groups:
+            name = group.name
+            outer, inner = self.permutations.get(name), other.permutations.get(name)
+            if outer is not None or inner is not None:
+                permutations[name] = _compose(group, outer, inner, self._parent_permutation(group))
+            for freedom in group.freedoms:
+                first, second = (
+                    self.freedoms.get((name, freedom.kind)),
+                    other.freedoms.get((name, freedom.kind)),
+                )
+                if first is None and second is None:
+                    continue
+                if second is not None and outer is not None:
+                    second = second[outer]
+                if freedom.kind == "phase" and second is not None:
+                    second = _signed(second, self._unit_factor(Perm(name, "bias")))
+                if first is None or second is None:
+                    freedoms[name, freedom.kind] = second if first is None else first  # type: ignore[assignment]
+                else:
+                    freedoms[name, freedom.kind] = (
+                        first + second if freedom.kind == "phase" else first * second
+                    )
+        return GroupElement(self.spec, permutations, freedoms)
+
+    def inverse(self) -> GroupElement:
+        """Return the element that undoes this one."""
+        permutations: dict[str, Tensor] = {}
+        freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
+        for group in self.spec.groups:
+            name = group.name
+            permutation = self.permutations.get(name)
+            back = None
+            if permutation is not None:
+                back = torch.argsort(permutation, dim=-1)
+                parent = self._parent_permutation(group)
+                permutations[name] = back if parent is None else back[torch.argsort(parent)]
+            for freedom in group.freedoms:
+                values = self.freedoms.get((name, freedom.kind))
+                if values is None:
+                    continue
+                if freedom.kind == "phase":
+                    values = -_signed(values, self._unit_factor(Perm(name, "bias")))
+                elif freedom.kind in ("scale", "positive_scale"):
+                    values = values.reciprocal()
+                freedoms[name, freedom.kind] = values if back is None else values[back]
+        return GroupElement(self.spec, permutations, freedoms)
+
+    def _parent_permutation(self, group: Group) -> Tensor | None:
+        if group.parent is None:
+            return None
+        found = self.permutations.get(group.parent)
+        return torch.arange(self.spec.sizes[group.parent]) if found is None else found
+
+    def allclose(self, other: GroupElement) -> bool:
+        """Return whether two elements of one spec act alike (missing parts count as the identity)."""
+        if self.spec != other.spec:
+            return False
+        for group in self.spec.groups:
+            copies = (self.spec.sizes[group.parent], 1) if group.parent else (1,)
+            plain = torch.arange(group.size).repeat(copies).reshape(*copies[:-1], group.size)
+            if not torch.equal(
+                self.permutations.get(group.name, plain), other.permutations.get(group.name, plain)
+            ):
+                return False
+            for freedom in group.freedoms:
+                neutral = torch.full((group.size,), float(freedom.kind != "phase"), dtype=torch.float64)
+                key = (group.name, freedom.kind)
+                mine, theirs = self.freedoms.get(key, neutral), other.freedoms.get(key, neutral)
+                if not torch.allclose(mine.double(), theirs.double(), rtol=1e-12):
+                    return False
+        return True
+
+    def without(self, *groups: str) -> GroupElement:
+        """Return the element that leaves some groups alone."""
+        return GroupElement(
+            self.spec,
+            {name: p for name, p in self.permutations.items() if name not in groups},
+            {(name, kind): v for (name, kind), v in self.freedoms.items() if name not in groups},
+        )
+
+    def __repr__(self) -> str:
+        kinds = sorted({kind for _, kind in self.freedoms})
+        return (
+            f"GroupElement({', '.join([f'{len(self.permutations)} permutations', *kinds])} of {self.spec!r})"
+        )
+
+
+def _known(spec: WeightSpec, name: str) -> Group:
+    if name not in spec.group:
+        raise ValueError(f"the spec has no group {name!r}; its groups are {', '.join(spec.group) or 'none'}")
+    return spec.group[name]
+
+
+def _check_permutation(group: Group, permutation: Tensor, spec: WeightSpec) -> None:
+    shape = (group.size,) if group.parent is None else (spec.sizes[group.parent], group.size)
+    if tuple(permutation.shape) != shape or permutation.dtype != torch.long:
+        raise ValueError(
+            f"group {group.name!r}: expected indices of shape {list(shape)}, int64; "
+            f"found {list(permutation.shape)}, {permutation.dtype}"
+        )
+    if not torch.equal(permutation.sort(-1).values, torch.arange(group.size).expand(shape)):
+        raise ValueError(f"group {group.name!r}: the indices are no permutation of 0…{group.size - 1}")
+
+
+def _check_freedom(group: Group, kind: FreedomKind, values: Tensor) -> None:
+    if group.freedom(kind) is None:
+        has = ", ".join(map(str, group.freedoms)) or "none beside permutation"
+        raise ValueError(f"group {group.name!r} has no freedom {kind!r}; it has {has}")
+    if tuple(values.shape) != (group.size,):
+        raise ValueError(
+            f"group {group.name!r}, {kind}: expected shape [{group.size}], found {list(values.shape)}"
+        )
+    if kind in ("sign", "even"):
+        good = bool((values.abs() == 1).all())
+    elif kind == "phase":
+        good = bool((values == values.round()).all())
+    else:
+        good = bool(
+            values.isfinite().all() and (values != 0).all() and (kind == "scale" or (values > 0).all())
+        )
+    if not good:
+        raise ValueError(f"group {group.name!r}: values that the freedom {kind!r} does not allow")
+
+
+def _draw(kind: FreedomKind, n: int, generator: torch.Generator | None) -> Tensor:
+    if kind == "phase":
+        return torch.randint(-MAX_PHASE, MAX_PHASE + 1, (n,), generator=generator)
+    signs = 1 - 2 * torch.randint(2, (n,), generator=generator)
+    if kind in ("sign", "even"):
+        return signs
+    spread = torch.rand(n, generator=generator, dtype=torch.float64) * 2 - 1
+    factors = (spread * log(MAX_SCALE)).exp()
+    return factors if kind == "positive_scale" else factors * signs
+
+
+def _compose(group: Group, outer: Tensor | None, inner: Tensor | None, parent: Tensor | None) -> Tensor:
+    if inner is None:
+        assert outer is not None
+        return outer
+    if parent is None:
+        return inner if outer is None else inner[outer]
+    columns = torch.arange(group.size).expand_as(inner) if outer is None else outer
+    return inner[parent[:, None], columns]
+
+
+def _signed(values: Tensor, factor: Tensor | None) -> Tensor:
+    return values if factor is None else values * factor.to(values.dtype)

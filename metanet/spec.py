@@ -1,0 +1,447 @@
+"""WeightSpec: which changes of a network's weights leave its function unchanged.
+
+A spec is a small immutable value without tensors. It maps every state-dict entry to one axis per dimension
+(`metanet.axis`) and lists the groups whose units these axes index, with the freedoms that act on the units
+beside permutation. It prints in a notation that `WeightSpec.parse` reads back::
+
+    groups         h1: 32 sign phase(30)   h2: 32 sign phase(30)
+    seq.0.weight   h1 2
+    seq.0.bias     h1+
+    seq.1.weight   h2 h1'
+    ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import lgamma, log, prod
+from typing import Any, Literal, get_args
+
+from metanet.axis import (
+    GROUP_NAME,
+    Axis,
+    Fixed,
+    Perm,
+    Product,
+    atoms,
+    axis_size,
+    map_perms,
+    normalise,
+    parse_axes,
+)
+from metanet.skeleton import Operation
+
+FreedomKind = Literal["sign", "even", "phase", "scale", "positive_scale"]
+"""Per-unit freedoms beside permutation (DESIGN §2); the ones that mix units are not per-unit."""
+
+FREEDOM_KINDS: tuple[FreedomKind, ...] = get_args(FreedomKind)
+PARAMETRISED: frozenset[FreedomKind] = frozenset({"phase"})
+
+
+@dataclass(frozen=True, slots=True)
+class Freedom:
+    """A freedom of each unit of a group beside permutation.
+
+    Args:
+        kind: sign (odd activation), even (even activation), phase (sine and cosine: b -> b + kπ/ω), scale
+            (any non-zero factor), positive_scale (ReLU).
+        parameter: ω for a phase, None otherwise.
+    """
+
+    kind: FreedomKind
+    parameter: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in FREEDOM_KINDS:
+            raise ValueError(f"unknown freedom {self.kind!r}; the known ones are {', '.join(FREEDOM_KINDS)}")
+        if (self.parameter is not None) != (self.kind in PARAMETRISED):
+            needs = (
+                "needs its frequency, e.g. phase(30)" if self.kind in PARAMETRISED else "takes no parameter"
+            )
+            raise ValueError(f"the freedom {self.kind!r} {needs}; found parameter {self.parameter}")
+        if self.parameter is not None and self.parameter == 0:
+            raise ValueError("the frequency of a phase must not be zero")
+
+    def __str__(self) -> str:
+        return self.kind if self.parameter is None else f"{self.kind}({self.parameter:.17g})"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A set of interchangeable units.
+
+    Args:
+        name: as the axes call it.
+        size: number of units; of one parent unit if the group is nested.
+        freedoms: what acts on each unit beside permutation.
+        parent: the group under which this one is nested: its units may be permuted independently for every
+            unit of the parent (a wreath product). The group then stands right of its parent in every Product.
+    """
+
+    name: str
+    size: int
+    freedoms: tuple[Freedom, ...] = ()
+    parent: str | None = None
+
+    def __str__(self) -> str:
+        words = [f"{self.name}: {self.size}", *map(str, self.freedoms)]
+        return " ".join([*words, f"under {self.parent}"] if self.parent else words)
+
+    def freedom(self, kind: FreedomKind) -> Freedom | None:
+        """Return this group's freedom of a kind, or None."""
+        return next((f for f in self.freedoms if f.kind == kind), None)
+
+
+@dataclass(frozen=True, slots=True)
+class LostFreedom:
+    """A freedom that an operation without a (sufficient) rule cost: the axes it touched became fixed."""
+
+    operation: str
+    entries: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """The symmetry of a network's weights, derived once and consumed by every other part.
+
+    Args:
+        groups: the groups, each name once.
+        entries: ``(name, axes)`` for every state-dict entry, parameters and persistent buffers alike.
+        operations: the skeleton, operations in topological order; graphs need it. Not part of equality.
+        ties: sets of entry names that are one parameter under several names. Not part of equality.
+        unused: entries that no output depends on. Not part of equality.
+        lost: what operations without a rule cost. Not part of equality.
+
+    Raises:
+        ValueError: an axis names an unknown group, a name is given twice, a nested group lacks its parent.
+    """
+
+    groups: tuple[Group, ...]
+    entries: tuple[tuple[str, tuple[Axis, ...]], ...]
+    operations: tuple[Operation, ...] = field(default=(), compare=False, repr=False)
+    ties: tuple[tuple[str, ...], ...] = field(default=(), compare=False, repr=False)
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    lost: tuple[LostFreedom, ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _unique("group", [group.name for group in self.groups])
+        _unique("entry", [name for name, _ in self.entries])
+        by_name = {group.name: group for group in self.groups}
+        for group in self.groups:
+            if not GROUP_NAME.fullmatch(group.name):
+                raise ValueError(
+                    f"{group.name!r} is no group name: use letters, digits, '_' and '.', no digit first"
+                )
+            if group.size < 1:
+                raise ValueError(f"group {group.name!r} has size {group.size}; a group has at least one unit")
+            if group.parent is not None and group.parent not in by_name:
+                raise ValueError(
+                    f"group {group.name!r} is nested under {group.parent!r}, which is not a group"
+                )
+        plain = {Perm(g.name, r): Perm(g.name) for g in self.groups if not g.freedoms for r in ("in", "bias")}
+        entries = tuple(
+            (name, tuple(map_perms(normalise(axis), plain) for axis in axes)) for name, axes in self.entries
+        )
+        object.__setattr__(self, "entries", entries)
+        for name, axes in entries:
+            for axis in axes:
+                _check_axis(name, axis, by_name)
+
+    @cached_property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        """Axes by entry name."""
+        return dict(self.entries)
+
+    @cached_property
+    def group(self) -> Mapping[str, Group]:
+        """Groups by name."""
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes by group name."""
+        return {group.name: group.size for group in self.groups}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes by entry name."""
+        return {name: tuple(axis_size(axis, self.sizes) for axis in axes) for name, axes in self.entries}
+
+    @property
+    def axes_to_group(self) -> dict[tuple[str, int], tuple[str, ...]]:
+        """``(entry, dimension) -> names of the groups on it``, Git Re-Basin's view."""
+        return {
+            (name, dim): tuple(atom.group for atom in atoms(axis) if isinstance(atom, Perm))
+            for name, axes in self.entries
+            for dim, axis in enumerate(axes)
+        }
+
+    @property
+    def group_to_axes(self) -> dict[str, tuple[tuple[str, int], ...]]:
+        """``group -> ((entry, dimension), …)`` wherever the group occurs."""
+        where: dict[str, list[tuple[str, int]]] = {group.name: [] for group in self.groups}
+        for place, names in self.axes_to_group.items():
+            for name in dict.fromkeys(names):
+                where[name].append(place)
+        return {name: tuple(places) for name, places in where.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of values in all entries."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    def log2_size(self) -> float:
+        """Return the size of the finite part of the group in bits: permutations, signs and even units.
+
+        Phases (ℤ per unit) and scales (continuous) are infinite; `phase_rank` and `dimension` count them.
+        """
+        bits = 0.0
+        for group in self.groups:
+            copies = self.sizes[group.parent] if group.parent else 1
+            flips = sum(f.kind in ("sign", "even") for f in group.freedoms)
+            bits += copies * (lgamma(group.size + 1) / log(2) + flips * group.size)
+        return bits
+
+    def phase_rank(self) -> int:
+        """Return the number of units with a phase: the rank of the group's ℤⁿ part."""
+        return sum(group.size for group in self.groups if group.freedom("phase"))
+
+    def dimension(self) -> int:
+        """Return the dimension of the continuous part: one per unit with a scale."""
+        return sum(g.size for g in self.groups if g.freedom("scale") or g.freedom("positive_scale"))
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __str__(self) -> str:
+        rows = [(_quote(name), " ".join(map(str, axes))) for name, axes in self.entries]
+        width = max([len("groups"), *(len(name) for name, _ in rows)])
+        header = "   ".join(map(str, self.groups))
+        return "\n".join(f"{name:<{width}}   {text}".rstrip() for name, text in [("groups", header), *rows])
+
+    def __repr__(self) -> str:
+        return (
+            f"WeightSpec({len(self.entries)} entries, {len(self.groups)} groups, {self.log2_size():.0f} bits)"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> WeightSpec:
+        """Read a spec in the notation that ``str(spec)`` prints; blank lines and ``#`` comments are skipped.
+
+        Raises:
+            ValueError: naming the line that cannot be read.
+        """
+        groups: tuple[Group, ...] | None = None
+        entries: list[tuple[str, tuple[Axis, ...]]] = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            try:
+                if groups is None:
+                    word, _, rest = line.strip().partition(" ")
+                    if word != "groups":
+                        raise ValueError(
+                            f"a spec opens with the table of groups ('groups  h1: 32 …'), found {word!r}"
+                        )
+                    groups = _parse_groups(rest)
+                else:
+                    name, rest = _unquote(line.strip())
+                    entries.append((name, parse_axes(rest)))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+        if groups is None:
+            raise ValueError("the text holds no spec: expected a first line 'groups  h1: 32 …'")
+        return cls(groups, tuple(entries))
+
+    def to_json(self) -> str:
+        """Return everything, skeleton included, as JSON text."""
+        data = {
+            "format": "metanet.spec",
+            "version": 1,
+            "groups": [str(group) for group in self.groups],
+            "entries": {name: " ".join(map(str, axes)) for name, axes in self.entries},
+            "operations": [operation.to_dict() for operation in self.operations],
+            "ties": [list(tie) for tie in self.ties],
+            "unused": list(self.unused),
+            "lost": [
+                {"operation": lost.operation, "entries": list(lost.entries), "reason": lost.reason}
+                for lost in self.lost
+            ],
+        }
+        return json.dumps(data, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> WeightSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON of this format.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["format"] != "metanet.spec" or data["version"] != 1:
+                raise ValueError(f"format {data['format']!r} version {data['version']!r}")
+            return cls(
+                groups=tuple(_parse_group(group) for group in data["groups"]),
+                entries=tuple((name, parse_axes(axes)) for name, axes in data["entries"].items()),
+                operations=tuple(Operation.from_dict(operation) for operation in data["operations"]),
+                ties=tuple(tuple(tie) for tie in data["ties"]),
+                unused=tuple(data["unused"]),
+                lost=tuple(
+                    LostFreedom(lost["operation"], tuple(lost["entries"]), lost["reason"])
+                    for lost in data["lost"]
+                ),
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"this is no spec in JSON (metanet.spec, version 1): {error!r}") from None
+
+    def select(self, names: Iterable[str]) -> WeightSpec:
+        """Return the spec of some of the entries; groups that no longer occur are dropped."""
+        kept = set(names)
+        if unknown := kept - set(self.axes):
+            raise KeyError(f"not entries of this spec: {sorted(unknown)}")
+        entries = tuple((name, axes) for name, axes in self.entries if name in kept)
+        used = {
+            atom.group
+            for _, axes in entries
+            for axis in axes
+            for atom in atoms(axis)
+            if isinstance(atom, Perm)
+        }
+        used |= {group.parent for group in self.groups if group.name in used and group.parent}
+        return replace(self, groups=tuple(g for g in self.groups if g.name in used), entries=entries)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], *, leading: int | None = 0) -> None:
+        """Raise unless the shapes are those of this spec's entries.
+
+        Args:
+            shapes: entry name -> shape.
+            leading: number of leading dimensions before the axes (stacked models); None allows any.
+
+        Raises:
+            ValueError: naming entries that are missing, unexpected or of another shape.
+        """
+        missing = [name for name in self.axes if name not in shapes]
+        unexpected = [name for name in shapes if name not in self.axes]
+        wrong = []
+        for name, expected in self.shapes.items():
+            if name in shapes:
+                shape = tuple(shapes[name])
+                extra = len(shape) - len(expected)
+                if extra < 0 or shape[extra:] != expected or (leading is not None and extra != leading):
+                    wrong.append(
+                        f"{name}: found {list(shape)}, expected {['…'] * bool(leading) + list(expected)}"
+                    )
+        problems = [
+            f"missing {_some(missing)}" if missing else "",
+            f"unexpected {_some(unexpected)}" if unexpected else "",
+            f"wrong shapes: {_some(wrong)}" if wrong else "",
+        ]
+        if any(problems):
+            raise ValueError(
+                "these weights do not fit the spec: "
+                + "; ".join(p for p in problems if p)
+                + ". Derive the spec from the model that wrote them (metanet.spec_of) or pass the right file."
+            )
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _unique(what: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"{what} names must be unique; given twice: {', '.join(twice)}")
+
+
+def _check_axis(name: str, axis: Axis, groups: Mapping[str, Group]) -> None:
+    for atom in atoms(axis):
+        if isinstance(atom, Perm) and atom.group not in groups:
+            raise ValueError(
+                f"entry {name!r}: axis {axis} names the group {atom.group!r}, which is not in the table"
+            )
+        if isinstance(atom, Fixed) and atom.size < 0:
+            raise ValueError(f"entry {name!r}: axis {axis} has a negative size")
+    _check_nesting(name, axis, groups)
+
+
+def _check_nesting(name: str, axis: Axis, groups: Mapping[str, Group]) -> None:
+    if isinstance(axis, Fixed):
+        return
+    factors = axis.axes if isinstance(axis, Product) else (axis,) if isinstance(axis, Perm) else ()
+    seen: set[str] = set()
+    for factor in factors:
+        if isinstance(factor, Perm):
+            parent = groups[factor.group].parent
+            if parent is not None and parent not in seen:
+                raise ValueError(
+                    f"entry {name!r}: {factor.group!r} is nested under {parent!r} and must stand right of it "
+                    f"in a product, found {axis}"
+                )
+            seen.add(factor.group)
+    if not isinstance(axis, Perm):
+        for part in axis.axes:
+            if not isinstance(part, Perm) or not isinstance(axis, Product):
+                _check_nesting(name, part, groups)
+
+
+_GROUP = re.compile(
+    rf"\s*(?P<name>{GROUP_NAME.pattern}):\s*(?P<size>\d+)(?P<rest>(?:\s+(?!{GROUP_NAME.pattern}:)\S+)*)"
+)
+_FREEDOM = re.compile(r"([a-z_]+)(?:\(([^()]+)\))?")
+
+
+def _parse_groups(text: str) -> tuple[Group, ...]:
+    groups: list[Group] = []
+    end = 0
+    while text[end:].strip():
+        match = _GROUP.match(text, end)
+        if match is None:
+            raise ValueError(
+                f"unreadable group {text[end:].strip()!r}: expected 'name: size freedom… [under parent]'"
+            )
+        groups.append(_parse_group(match[0]))
+        end = match.end()
+    return tuple(groups)
+
+
+def _parse_group(text: str) -> Group:
+    match = _GROUP.fullmatch(text.rstrip())
+    if match is None:
+        raise ValueError(f"unreadable group {text!r}: expected 'name: size freedom… [under parent]'")
+    words = match["rest"].split()
+    parent = None
+    if "under" in words:
+        at = words.index("under")
+        if at != len(words) - 2:
+            raise ValueError(f"group {match['name']!r}: 'under' is followed by one group name at the end")
+        parent, words = words[-1], words[:at]
+    freedoms = []
+    for word in words:
+        found = _FREEDOM.fullmatch(word)
+        if found is None:
+            raise ValueError(f"group {match['name']!r}: unreadable freedom {word!r}")
+        freedoms.append(Freedom(found[1], float(found[2]) if found[2] else None))  # type: ignore[arg-type]
+    return Group(match["name"], int(match["size"]), tuple(freedoms), parent)
+
+
+def _quote(name: str) -> str:
+    plain = name and not re.search(r'[\s"#]', name) and name != "groups"
+    return name if plain else json.dumps(name)
+
+
+def _unquote(line: str) -> tuple[str, str]:
+    if line.startswith('"'):
+        name, end = json.JSONDecoder().raw_decode(line)
+        return str(name), line[end:]
+    name, _, rest = line.partition(" ")
+    return name, rest
