@@ -12,21 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import log, pi
 from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from metanet.axis import Axis, Concat, Fixed, Perm, Product, axis_size
+from metanet.freedom import check_freedom, draw_freedom, phase_shift, spread, unit_factor
 from metanet.spec import FREEDOM_KINDS, FreedomKind, Group, WeightSpec
 
 Representation = Literal["parameter", "gradient", "momentum", "second_moment"]
 """What is carried: a momentum of gradients transforms as they do (inverse scales), a second moment with
 squares; only parameters are shifted by phases."""
-
-MAX_PHASE = 3
-MAX_SCALE = 2.0
 
 
 @runtime_checkable
@@ -63,7 +60,7 @@ class GroupElement:
         for name, permutation in self.permutations.items():
             _check_permutation(_known(self.spec, name), permutation, self.spec)
         for (name, kind), values in self.freedoms.items():
-            _check_freedom(_known(self.spec, name), kind, values)
+            check_freedom(_known(self.spec, name), kind, values)
 
     @classmethod
     def identity(cls, spec: WeightSpec) -> GroupElement:
@@ -107,7 +104,7 @@ class GroupElement:
                 permutations[group.name] = torch.stack(rows)
             for freedom in group.freedoms:
                 if freedom.kind in wanted:
-                    freedoms[group.name, freedom.kind] = _draw(freedom.kind, n, generator)
+                    freedoms[group.name, freedom.kind] = draw_freedom(freedom.kind, n, generator)
         return cls(spec, permutations, freedoms)
 
     @overload
@@ -213,10 +210,9 @@ class GroupElement:
 
     def factor(self, axis: Axis, representation: Representation = "parameter") -> Tensor | None:
         """Return the ``[size]`` multipliers (float64) along an axis, or None where all are one."""
-        if isinstance(axis, Fixed):
-            return None
-        if isinstance(axis, Perm):
-            factor = self._unit_factor(axis)
+
+        def unit(perm: Perm) -> Tensor | None:
+            factor = self._unit_factor(perm)
             if factor is None or representation == "parameter":
                 return factor
             return (
@@ -224,59 +220,29 @@ class GroupElement:
                 if representation in ("gradient", "momentum")
                 else factor.square().reciprocal()
             )
-        parts = [self.factor(part, representation) for part in axis.axes]
-        if all(part is None for part in parts):
-            return None
-        sizes = [axis_size(part, self.spec.sizes) for part in axis.axes]
-        full = [
-            torch.ones(n, dtype=torch.float64) if p is None else p for n, p in zip(sizes, parts, strict=True)
-        ]
-        if isinstance(axis, Concat):
-            return torch.cat(full)
-        result = full[0]
-        for part in full[1:]:
-            result = (result[:, None] * part).reshape(-1)
-        return result
+
+        return spread(axis, self.spec.sizes, unit, torch.mul)
 
     def _unit_factor(self, axis: Perm) -> Tensor | None:
         factor: Tensor | None = None
         for freedom in self.spec.group[axis.group].freedoms:
             values = self.freedoms.get((axis.group, freedom.kind))
-            if values is None:
-                continue
-            if freedom.kind == "phase":
-                step = 1.0 - 2.0 * (values % 2).double() if axis.role == "in" else None
-            elif freedom.kind == "even":
-                step = None if axis.role == "in" else values.double()
-            else:
-                step = values.double().reciprocal() if axis.role == "in" else values.double()
+            step = None if values is None else unit_factor(freedom.kind, values, axis.role)
             if step is not None:
                 factor = step if factor is None else factor * step
         return factor
 
     def shift(self, axis: Axis) -> Tensor | None:
         """Return the ``[size]`` addend (float64) along an axis: kπ/ω on biases of phased units, or None."""
-        if isinstance(axis, Fixed) or (isinstance(axis, Perm) and axis.role != "bias"):
-            return None
-        if isinstance(axis, Perm):
-            freedom = self.spec.group[axis.group].freedom("phase")
-            values = self.freedoms.get((axis.group, "phase"))
-            if freedom is None or freedom.parameter is None or values is None:
+
+        def unit(perm: Perm) -> Tensor | None:
+            freedom = self.spec.group[perm.group].freedom("phase")
+            values = self.freedoms.get((perm.group, "phase"))
+            if perm.role != "bias" or freedom is None or values is None:
                 return None
-            return values.double() * (pi / freedom.parameter)
-        parts = [self.shift(part) for part in axis.axes]
-        if all(part is None for part in parts):
-            return None
-        sizes = [axis_size(part, self.spec.sizes) for part in axis.axes]
-        full = [
-            torch.zeros(n, dtype=torch.float64) if p is None else p for n, p in zip(sizes, parts, strict=True)
-        ]
-        if isinstance(axis, Concat):
-            return torch.cat(full)
-        result = full[0]
-        for part in full[1:]:
-            result = (result[:, None] + part).reshape(-1)
-        return result
+            return phase_shift(freedom, values)
+
+        return spread(axis, self.spec.sizes, unit, torch.add)
 
     def compose(self, other: GroupElement) -> GroupElement:
         """Return ``self ∘ other``: ``(g.compose(h)) @ x == g @ (h @ x)``.
@@ -390,37 +356,6 @@ def _check_permutation(group: Group, permutation: Tensor, spec: WeightSpec) -> N
         )
     if not torch.equal(permutation.sort(-1).values, torch.arange(group.size).expand(shape)):
         raise ValueError(f"group {group.name!r}: the indices are no permutation of 0…{group.size - 1}")
-
-
-def _check_freedom(group: Group, kind: FreedomKind, values: Tensor) -> None:
-    if group.freedom(kind) is None:
-        has = ", ".join(map(str, group.freedoms)) or "none beside permutation"
-        raise ValueError(f"group {group.name!r} has no freedom {kind!r}; it has {has}")
-    if tuple(values.shape) != (group.size,):
-        raise ValueError(
-            f"group {group.name!r}, {kind}: expected shape [{group.size}], found {list(values.shape)}"
-        )
-    if kind in ("sign", "even"):
-        good = bool((values.abs() == 1).all())
-    elif kind == "phase":
-        good = bool((values == values.round()).all())
-    else:
-        good = bool(
-            values.isfinite().all() and (values != 0).all() and (kind == "scale" or (values > 0).all())
-        )
-    if not good:
-        raise ValueError(f"group {group.name!r}: values that the freedom {kind!r} does not allow")
-
-
-def _draw(kind: FreedomKind, n: int, generator: torch.Generator | None) -> Tensor:
-    if kind == "phase":
-        return torch.randint(-MAX_PHASE, MAX_PHASE + 1, (n,), generator=generator)
-    signs = 1 - 2 * torch.randint(2, (n,), generator=generator)
-    if kind in ("sign", "even"):
-        return signs
-    spread = torch.rand(n, generator=generator, dtype=torch.float64) * 2 - 1
-    factors = (spread * log(MAX_SCALE)).exp()
-    return factors if kind == "positive_scale" else factors * signs
 
 
 def _compose(group: Group, outer: Tensor | None, inner: Tensor | None, parent: Tensor | None) -> Tensor:
