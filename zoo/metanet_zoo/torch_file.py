@@ -56,17 +56,18 @@ def _explained(path: Path, error: Exception) -> CheckpointError:
             "torch.load(path, weights_only=False), save the state dict alone with "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), and open that file"
         )
-    reason = message.partition("WeightsUnpickler error:")[2] or message
-    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    # torch puts advice about weights_only=False before the reason and a link after it.
+    lines = [line for line in message.splitlines() if line.strip() and "Check the documentation" not in line]
+    reason = lines[-1].strip().removeprefix("WeightsUnpickler error: ") if lines else "no reason given"
     return CheckpointError(
-        f"{path}: damaged, or not written by torch.save ({type(error).__name__}: {' '.join(lines[:1])}); "
+        f"{path}: damaged, or not written by torch.save ({type(error).__name__}: {reason[:300]}); "
         "fetch the file again or save it as safetensors"
     )
 
 
 def _unsafe_globals(path: Path, message: str) -> Sequence[str]:
-    named = re.findall(r"GLOBAL (\S+) was not an allowed global", message)
-    if not named and "nsupported" not in message:
+    named = re.findall(r"GLOBAL (\S+)", message)
+    if not named:
         return ()
     try:
         # Lists the names in the pickle's stream without importing any; knows zip archives only.
