@@ -61,7 +61,7 @@ def canonicalize(
     """
     if not isinstance(weights, Mapping):
         canonical = canonicalize(spec, weights.to_state_dict())
-        return type(weights).from_state_dict(spec, canonical, batched=True)
+        return type(weights).from_state_dict(spec, canonical, batched=weights.batched)
     spec.check({name: tuple(tensor.shape) for name, tensor in weights.items()}, leading=None)
     tensors = dict(weights)
     for group in _sweep(spec):

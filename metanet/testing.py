@@ -227,6 +227,5 @@ def _floats(output: object) -> dict[str, Tensor]:
 def _named(value: Any) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
         return {"tensor": value.detach()}
-    if hasattr(value, "blocks") and hasattr(value, "tensors"):
-        return {block.key: tensor.detach() for block, tensor in zip(value.blocks, value.tensors, strict=True)}
-    return {str(name): tensor.detach() for name, tensor in value.items()}
+    tensors: Mapping[str, Tensor] = value if isinstance(value, Mapping) else value.tensors
+    return {name: tensor.detach() for name, tensor in tensors.items()}
