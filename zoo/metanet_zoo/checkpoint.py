@@ -164,7 +164,7 @@ def open_checkpoint(
         return _checkpoint(opened, origin)
     text = os.fspath(source)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         if revision is not None:
             raise CheckpointError(
                 f"{path}: revision={revision!r} was given, but this is a local path; leave it out"

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +29,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: a tensor that the format cannot hold, or another file name; nothing is written.
         TypeError: something that is no tensor, or metadata that is no text.
+        OSError: the disk is full or does not take the file; nothing is left of it.
     """
     target = os.fspath(path)
     if not target.endswith(".safetensors"):
@@ -47,7 +49,12 @@ def save_checkpoint(
         storages.add(storage)
         plain[name] = dense
     with atomic_path(target) as temporary:
-        save_file(plain, temporary, dict(metadata) if metadata else None)
+        try:
+            save_file(plain, temporary, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            raise OSError(
+                f"{target}: not written ({error}); nothing is left of it, free some space"
+            ) from error
 
 
 def _dense(name: str, tensor: object) -> Tensor:
@@ -65,4 +72,5 @@ def _dense(name: str, tensor: object) -> Tensor:
     if tensor.dtype not in DTYPES.values():
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
         raise CheckpointError(f"tensor {name!r}: {tensor.dtype}, expected one of {known}; convert it first")
-    return tensor.detach().contiguous()
+    # Conjugates and negatives are lazy bits on a tensor, which the raw bytes would not show.
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
