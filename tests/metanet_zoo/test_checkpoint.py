@@ -1,6 +1,7 @@
 """One door to every kind of checkpoint."""
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -115,6 +116,15 @@ def test_every_kind_keeps_the_contract(tmp_path: Path, make: Make) -> None:
         assert "3 tensors, 9 values of float32, int64" in repr(checkpoint)
     assert torch.equal(state["fc.weight"], STATE["fc.weight"])
     nn.Linear(3, 2).load_state_dict({name[3:]: state[name] for name in ("fc.weight", "fc.bias")})
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_worker_processes_get_their_own(tmp_path: Path, make: Make) -> None:
+    checkpoint = open_checkpoint(make(tmp_path))
+    assert torch.equal(checkpoint["steps"], torch.tensor(7))
+    copy = pickle.loads(pickle.dumps(checkpoint))
+    assert list(copy) == list(checkpoint)
+    assert all(torch.equal(copy[name], tensor) for name, tensor in STATE.items())
 
 
 @pytest.mark.parametrize("make", KINDS)

@@ -119,6 +119,10 @@ class SafetensorsFile:
         self.header = read_header(path)
         self._handle: Any = None
 
+    def __reduce__(self) -> tuple[type["SafetensorsFile"], tuple[Path]]:
+        # A worker process opens and checks the file for itself.
+        return type(self), (self.path,)
+
     def names(self) -> Iterable[str]:
         """Names in the order of the file's header."""
         return self.header.entries
