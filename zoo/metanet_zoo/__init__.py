@@ -4,18 +4,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metanet_zoo.architectures import Siren as Siren
+    from metanet_zoo.architectures import build_architecture as build_architecture
     from metanet_zoo.checkpoint import Checkpoint as Checkpoint
     from metanet_zoo.checkpoint import open_checkpoint as open_checkpoint
+    from metanet_zoo.collect import merge_zoos as merge_zoos
+    from metanet_zoo.collect import zoo_from_checkpoints as zoo_from_checkpoints
     from metanet_zoo.errors import CheckpointError as CheckpointError
+    from metanet_zoo.fit.inr import fit_inrs as fit_inrs
+    from metanet_zoo.image_set import ImageError as ImageError
+    from metanet_zoo.image_set import ImageSet as ImageSet
+    from metanet_zoo.images import open_images as open_images
+    from metanet_zoo.manifest import ZooError as ZooError
     from metanet_zoo.saving import save_checkpoint as save_checkpoint
+    from metanet_zoo.store import Zoo as Zoo
+    from metanet_zoo.writer import ZooWriter as ZooWriter
 
 _EXPORTS = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
+    "ImageError": "image_set",
+    "ImageSet": "image_set",
+    "Siren": "architectures",
     "Zoo": "store",
-    "ZooWriter": "store",
+    "ZooError": "manifest",
+    "ZooWriter": "writer",
+    "build_architecture": "architectures",
+    "fit_inrs": "fit.inr",
+    "merge_zoos": "collect",
     "open_checkpoint": "checkpoint",
+    "open_images": "images",
     "save_checkpoint": "saving",
+    "zoo_from_checkpoints": "collect",
 }
 """Public name -> module, imported at first use, so that importing the package alone stays light."""
 
