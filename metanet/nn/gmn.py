@@ -1,0 +1,348 @@
+"""Graph metanetwork: message passing on parameter graphs with node, edge and global updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from metanet.features import WeightFeatures
+from metanet.graph import edge_values, from_edge_values, graph_schema
+from metanet.graph_schema import EDGE_KINDS, GraphSchema
+from metanet.nn.graph_encoding import PlaceEncoder, ValueEncoder, ValueStandardizer, WordEncoder
+from metanet.nn.incidence import DenseIncidence, Incidence, IndexIncidence
+
+Readout = Literal["graph", "edge"]
+
+
+class GMNConv(nn.Module):
+    r"""One round of message passing, pre-norm with residuals, on nodes x, edges e and graphs u.
+
+    .. math::
+        z_{ij} &= \mathrm{SiLU}(A\,\mathrm{LN}(e_{ij}) + B\,\mathrm{LN}(x_j)
+                  + C\,\mathrm{LN}(x_i) + D\,\mathrm{LN}(u)) \\
+        e_{ij} &\mathrel{+}= E\, z_{ij} \\
+        x_i &\mathrel{+}= \mathrm{MLP}(\mathrm{LN}(x_i), \textstyle\sum_t \mathrm{mean}_{j \in t} z_{ij},
+               \sum_t \mathrm{mean}_{j \in t} z_{ji}, u) \\
+        u &\mathrel{+}= \mathrm{MLP}(\mathrm{LN}(u), \mathrm{mean}_s\,\mathrm{mean}_{i \in s} (x_i, \bar z_i))
+
+    Means are over the edges of one parameter tensor t at a unit and over the units of one site s; tensors
+    are summed and sites averaged, so that a bias is not drowned by a wide layer's weights. The paper takes
+    one mean over all of them. ``bidirectional`` collects from outgoing edges too, with weights of its own: the
+    paper's reversed edges without doubling the edges.
+
+    Args:
+        channels: number of channels c of nodes, edges and graphs.
+        bidirectional: units collect from their readers too.
+        update_nodes: whether x and u are updated; the last round of an equivariant network needs e alone.
+        update_edges: whether e is updated; the last round of an invariant network does not need it.
+
+    References:
+        Lim et al. 2024, Graph metanetworks for processing diverse neural architectures,
+        https://arxiv.org/abs/2312.04501.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bidirectional: bool = True,
+        update_nodes: bool = True,
+        update_edges: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (update_nodes or update_edges):
+            raise ValueError("a round that updates neither nodes nor edges does nothing")
+        self.channels, self.bidirectional, self.update_nodes = channels, bidirectional, update_nodes
+        self.norm_nodes = nn.LayerNorm(channels)
+        self.norm_edges = nn.LayerNorm(channels)
+        self.norm_graphs = nn.LayerNorm(channels)
+        self.edge_in = nn.Linear(channels, channels)
+        self.source = nn.Linear(channels, channels, bias=False)
+        self.target = nn.Linear(channels, channels, bias=False)
+        self.graph_to_edge = nn.Linear(channels, channels, bias=False)
+        self.edge_out = nn.Linear(channels, channels) if update_edges else None
+        if not update_nodes:
+            return
+        self.graph_to_node = nn.Linear(channels, channels, bias=False)
+        self.node_in = nn.Linear((3 if bidirectional else 2) * channels, channels)
+        self.node_out = nn.Linear(channels, channels)
+        self.graph_mix = nn.Linear(3 * channels, channels)
+        self.graph_out = nn.Linear(channels, channels)
+
+    def forward(
+        self, nodes: Tensor, edges: Tensor, graphs: Tensor, incidence: Incidence
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return updated nodes ``[…, N, c]``, edges ``[…, E, c]`` and graphs ``[b, c]``."""
+        x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
+        z = nn.functional.silu(
+            incidence.to_edges(
+                self.edge_in(self.norm_edges(edges)),
+                self.source(x),
+                self.target(x) + incidence.from_graphs(self.graph_to_edge(u)),
+            )
+        )
+        if self.edge_out is not None:
+            edges = edges + self.edge_out(z)
+        if not self.update_nodes:
+            return nodes, edges, graphs
+        into, out = incidence.to_nodes(z, outgoing=self.bidirectional)
+        collected = [x, into] if out is None else [x, into, out]
+        told = self.node_in(torch.cat(collected, -1)) + incidence.from_graphs(self.graph_to_node(u))
+        nodes = nodes + self.node_out(nn.functional.silu(told))
+        pooled = incidence.to_graphs(incidence.to_blocks(torch.cat([nodes, into], -1)))
+        graphs = graphs + self.graph_out(nn.functional.silu(self.graph_mix(torch.cat([u, pooled], -1))))
+        return nodes, edges, graphs
+
+    def extra_repr(self) -> str:
+        """Show the channels."""
+        updates = f"update_nodes={self.update_nodes}, update_edges={self.edge_out is not None}"
+        return f"{self.channels}, bidirectional={self.bidirectional}, {updates}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What a forward pass needs of its input, in the dense form (``values [b, E, k]``) or the index form."""
+
+    tensors: dict[str, Tensor]
+    values: Tensor
+    incidence: Incidence
+    num_blocks: int
+    schema: GraphSchema | None
+
+
+class GMN(nn.Module):
+    """Graph metanetwork of any architecture, or of any mixture of them.
+
+    It reads the features of one spec (`WeightFeatures`) or the graphs of `to_graph`, batched with PyG or not,
+    and is invariant (``readout="graph"``) or equivariant (``readout="edge"``) to permutations of hidden
+    units. Graphs of one structure run in dense form, without index tensors. Nothing is normalised over the
+    batch: what comes out for a network does not depend on the others in it.
+
+    Args:
+        hidden_channels: c.
+        num_layers: rounds of message passing.
+        out_channels: of the readout.
+        in_channels: values per parameter.
+        readout: ``"graph"`` gives ``[b, out_channels]``; ``"edge"`` one output per parameter:
+            `WeightFeatures` from features, ``[E, out_channels]`` from graphs.
+        readout_channels: width of the invariant readout; default 4 c.
+        num_frequencies: sines and cosines of the parameters as further input; 0: none.
+        bidirectional: units collect from their readers too.
+        dropout: before the last linear map of the invariant readout.
+        dense: use the dense form where it applies.
+
+    References:
+        Lim et al. 2024, Graph metanetworks for processing diverse neural architectures,
+        https://arxiv.org/abs/2312.04501. Departures: see `GMNConv` (means per tensor and site), words in
+        place of layer indices and type embeddings, standardised inputs.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        *,
+        in_channels: int = 1,
+        readout: Readout = "graph",
+        readout_channels: int | None = None,
+        num_frequencies: int = 0,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        dense: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(hidden_channels, num_layers, out_channels, in_channels) < 1:
+            raise ValueError("hidden_channels, num_layers, out_channels and in_channels must be positive")
+        if readout not in ("graph", "edge"):
+            raise ValueError(f"readout is 'graph' or 'edge', found {readout!r}")
+        c = hidden_channels
+        self.in_channels, self.out_channels, self.readout, self.dense = (
+            in_channels,
+            out_channels,
+            readout,
+            dense,
+        )
+        self.standardize = ValueStandardizer(in_channels)
+        self.words = WordEncoder(c)
+        self.places = PlaceEncoder(c)
+        self.value = ValueEncoder(in_channels, c, num_frequencies)
+        self.block_to_value = nn.Linear(c, 2 * c)
+        self.start = nn.Parameter(torch.zeros(c))
+        self.layers = nn.ModuleList(
+            GMNConv(
+                c,
+                bidirectional=bidirectional,
+                update_nodes=readout == "graph" or i < num_layers - 1,
+                update_edges=readout == "edge" or i < num_layers - 1,
+            )
+            for i in range(num_layers)
+        )
+        wide = readout_channels or 4 * c
+        if readout == "graph":
+            self.unit = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, wide), nn.SiLU())
+            self.site = nn.Sequential(nn.Linear(wide, wide), nn.SiLU())
+            self.head = nn.Sequential(
+                nn.Linear(wide + c, wide), nn.SiLU(), nn.Dropout(dropout), nn.Linear(wide, out_channels)
+            )
+        else:
+            self.edge = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, c), nn.SiLU(), nn.Linear(c, out_channels))
+
+    def fit(self, inputs: WeightFeatures | Data | Iterable[WeightFeatures | Data]) -> GMN:
+        """Fit the statistics by which parameters are standardised, per parameter tensor and kind of edge.
+
+        Args:
+            inputs: features or graphs of the training networks, or several of them. Tensors met here are
+                standardised by their own statistics (found by name), others by those of their kind.
+
+        Returns:
+            This network; the statistics are part of its state dict.
+        """
+        many = [inputs] if isinstance(inputs, (WeightFeatures, Data)) else inputs
+        self.standardize.fit(
+            (edge.parameter, EDGE_KINDS.index(edge.kind), part.reshape(-1, self.in_channels))
+            for one in many
+            for schema, values in _networks(one)
+            for edge, part in zip(schema.edges, values.split(_edge_sizes(schema), 1), strict=True)
+            if edge.parameter is not None
+        )
+        return self
+
+    def forward(self, inputs: WeightFeatures | Data) -> Tensor | WeightFeatures:
+        """Return ``[b, out_channels]``, or with ``readout="edge"`` what the class says.
+
+        Raises:
+            ValueError: the values have another number of channels than ``in_channels``.
+        """
+        given = self._prepare(inputs)
+        if given.values.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"this GMN reads {self.in_channels} values per parameter, found {given.values.shape[-1]}; "
+                "set in_channels"
+            )
+        nodes, edges, graphs = self._encode(given)
+        for layer in self.layers:
+            nodes, edges, graphs = layer(nodes, edges, graphs, given.incidence)
+        if self.readout == "graph":
+            sites = self.site(given.incidence.to_blocks(self.unit(nodes)))
+            result: Tensor = self.head(torch.cat([given.incidence.to_graphs(sites), graphs], -1))
+            return result
+        per_edge: Tensor = self.edge(edges)
+        if isinstance(inputs, WeightFeatures):
+            schema = graph_schema(inputs.spec)
+            return from_edge_values(
+                schema, per_edge.reshape(-1, schema.num_edges, self.out_channels), inputs.spec
+            )
+        return per_edge.reshape(-1, self.out_channels)
+
+    def _prepare(self, inputs: WeightFeatures | Data) -> _Input:
+        dtype = self.start.dtype
+        if isinstance(inputs, WeightFeatures):
+            schema = graph_schema(inputs.spec)
+            values = edge_values(schema, inputs).to(dtype)
+            tensors = schema.tensors(values.device)
+            if self.dense:
+                return _Input(tensors, values, DenseIncidence(schema), schema.num_blocks, schema)
+            tensors = _repeat(schema, tensors, len(values))
+            counts = torch.full((len(values),), schema.num_blocks, device=values.device)
+            values = values.flatten(0, 1)
+        else:
+            values = inputs.edge_attr.to(dtype)
+            shared = _one_structure(inputs) if self.dense else None
+            if shared is not None:
+                values = values.reshape(-1, shared.num_edges, values.shape[-1])
+                return _Input(
+                    shared.tensors(values.device), values, DenseIncidence(shared), shared.num_blocks, shared
+                )
+            tensors = {key: value for key, value in inputs.to_dict().items() if isinstance(value, Tensor)}
+            counts = torch.as_tensor(inputs.num_blocks, device=values.device).reshape(-1)
+        block_graph = torch.arange(len(counts), device=values.device).repeat_interleave(counts)
+        incidence = IndexIncidence(
+            tensors["edge_index"],
+            tensors["block_weight"][tensors["edge_block"]],
+            tensors["node_block"],
+            block_graph,
+            len(counts),
+        )
+        return _Input(tensors, values, incidence, int(counts.sum()), None)
+
+    def _encode(self, given: _Input) -> tuple[Tensor, Tensor, Tensor]:
+        t, dtype = given.tensors, self.start.dtype
+        blocks = self.words(t, given.num_blocks)
+        is_edge = torch.ones(given.num_blocks, dtype=torch.bool, device=blocks.device)
+        is_edge[t["node_block"]] = False
+        mean, scale = self.standardize(t["block_key"], t["block_type"], is_edge)
+        node_block, edge_block = t["node_block"], t["edge_block"]
+        nodes = self.places.nodes(t["x"].to(dtype)) + blocks[node_block]
+        gain, shift = self.block_to_value(blocks)[edge_block].chunk(2, -1)
+        shift = shift + self.places.edges(t["edge_position"].to(dtype))
+        values = (given.values - mean[edge_block]) * scale[edge_block]
+        edges = torch.addcmul(shift, self.value(values), 1 + gain)
+        if given.schema is not None:
+            b = values.shape[0]
+            return nodes.expand(b, *nodes.shape), edges, self.start.expand(b, -1)
+        assert isinstance(given.incidence, IndexIncidence)
+        return nodes, edges, self.start.expand(given.incidence.num_graphs, -1)
+
+    def __repr__(self) -> str:
+        c = self.start.shape[0]
+        return (
+            f"GMN({self.in_channels} -> {self.out_channels} channels per {self.readout} | "
+            f"{len(self.layers)} layers x {c} channels)"
+        )
+
+
+def _edge_sizes(schema: GraphSchema) -> list[int]:
+    return [stop - start for start, stop in zip(schema.edge_starts, schema.edge_starts[1:], strict=False)]
+
+
+def _repeat(schema: GraphSchema, tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return the structure of ``count`` disjoint copies of a graph."""
+    shifts = {
+        "node_block": schema.num_blocks,
+        "edge_block": schema.num_blocks,
+        "word_block": schema.num_blocks,
+        "edge_index": schema.num_nodes,
+    }
+    result = {}
+    for name, tensor in tensors.items():
+        copies = tensor[None].expand(count, *tensor.shape)
+        if name in shifts:
+            start = torch.arange(count, device=tensor.device) * shifts[name]
+            copies = copies + start.reshape(-1, *(1 for _ in tensor.shape))
+        result[name] = copies.transpose(0, 1).flatten(1) if name == "edge_index" else copies.flatten(0, 1)
+    return result
+
+
+def _one_structure(graph: Data) -> GraphSchema | None:
+    """Return the structure that all graphs of a batch share, if they do and are still as it says."""
+    found = getattr(graph, "schema", None)
+    schemas = found if isinstance(found, list) else [found]
+    first = schemas[0]
+    if not isinstance(first, GraphSchema) or any(schema != first for schema in schemas[1:]):
+        return None
+    count = len(schemas)
+    if graph.edge_index.shape[1] != count * first.num_edges or graph.num_nodes != count * first.num_nodes:
+        return None
+    expected = _repeat(first, first.tensors(graph.edge_index.device), count)
+    same = all(
+        torch.equal(graph[name], expected[name]) for name in ("edge_index", "node_block", "edge_block")
+    )
+    return first if same else None
+
+
+def _networks(inputs: WeightFeatures | Data) -> Iterable[tuple[GraphSchema, Tensor]]:
+    """Yield structure and values ``[b, E, channels]`` of the networks in features or a batch of graphs."""
+    if isinstance(inputs, WeightFeatures):
+        schema = graph_schema(inputs.spec)
+        yield schema, edge_values(schema, inputs)
+        return
+    schemas = inputs.schema if isinstance(inputs.schema, list) else [inputs.schema]
+    values = inputs.edge_attr.split([schema.num_edges for schema in schemas])
+    for schema, value in zip(schemas, values, strict=True):
+        yield schema, value[None]
