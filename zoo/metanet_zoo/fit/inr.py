@@ -106,6 +106,7 @@ def fit_inrs(
         raise ValueError(f"learning_rate must be positive and finite, found {learning_rate}")
     if target_psnr is not None and not math.isfinite(target_psnr):
         raise ValueError(f"target_psnr must be finite, or None to make all steps; found {target_psnr}")
+    where = _usable(device)
     zoo = ResumableZoo(
         Path(out),
         architecture=network.config,
@@ -130,7 +131,7 @@ def fit_inrs(
     )
     if zoo.complete:
         return Zoo.open(out)
-    fit = _Fit(network, images, views, seed, steps, learning_rate, target_psnr, torch.device(device))
+    fit = _Fit(network, images, views, seed, steps, learning_rate, target_psnr, where)
     with folder_lock(zoo.path):
         zoo.recover()
         remaining = sum(len(zoo.members(shard)) for shard in zoo.missing)
@@ -276,6 +277,13 @@ def _fit_stream(fit: _Fit, collector: _Collector, size: int, check: int, stop: t
             if stop.is_set() or all(number is None for number in networks):
                 return
         stack.step()
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"cannot fit on the device {str(device)!r}: {error}") from None
 
 
 def _network(architecture: Siren | Mapping[str, Any] | None, images: ImageSet) -> Siren:
