@@ -41,9 +41,11 @@ class BlockLayout:
     fixed: int
 
 
-@lru_cache(maxsize=256)
 def feature_spec(spec: WeightSpec) -> WeightSpec:
-    """Return the spec without its counters (`num_batches_tracked`), which are no features."""
+    """Return the spec without its counters (`num_batches_tracked`), which are no features.
+
+    It is not cached: specs of the same entries compare equal and may have different operations.
+    """
     names = [name for name in spec if name.rpartition(".")[2] not in COUNTERS]
     return spec if len(names) == len(spec) else spec.select(names)
 

@@ -64,10 +64,7 @@ def graph_schema(spec: WeightSpec) -> GraphSchema:
     Raises:
         ValueError: the spec has no operations.
     """
-    plain = feature_spec(spec)
-    if plain.operations != spec.operations or plain.ties != spec.ties:
-        plain = spec
-    return _schema(plain, plain.operations, plain.ties)
+    return _schema(spec, spec.operations, spec.ties)
 
 
 def to_graph(weights: WeightFeatures) -> Data:

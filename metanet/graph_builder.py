@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from itertools import product as cartesian
+from math import prod
 
 from metanet.axis import Atom, Axis, Fixed, Perm
 from metanet.blocks import entry_blocks
@@ -89,7 +91,7 @@ def build_schema(spec: WeightSpec) -> GraphSchema:
             "this spec has no operations, so nothing says how its entries are connected; a spec that was "
             "parsed from its notation has lost them. Derive it (metanet.spec_of) or read it from JSON"
         )
-    return _Builder(feature_spec(spec)).build()
+    return _Builder(spec.select(feature_spec(spec))).build()
 
 
 class _Builder:
@@ -561,7 +563,17 @@ class _Builder:
 
     def pick(self, op: Operation, flow: Flow) -> Flow:
         """Return the terms of a value that an operation on parts of it keeps."""
-        if op.kind not in PICKS or len(flow) == 1 or not op.axes:
+        if op.kind not in PICKS or len(flow) == 1:
+            return flow
+        sizes = [prod(self.shape(self.atoms(term))) for term in flow]
+        window = _window(op, sizes)
+        if window is not None:
+            starts = list(accumulate(sizes, initial=0))
+            inside = [
+                t for t, s, n in zip(flow, starts, sizes, strict=False) if s < window[1] and s + n > window[0]
+            ]
+            return tuple(inside) if inside else flow
+        if not op.axes:
             return flow
         wanted = [_groups(a) for a in _result_atoms(op, self.leaves)]
         fits = [term for term in flow if _groups(self.atoms(term)) in wanted]
@@ -650,6 +662,23 @@ def _result_atoms(op: Operation, leaves: object) -> list[tuple[Atom, ...]]:
         tuple(atom for leaf in choice for atom in leaf if isinstance(atom, Perm))
         for choice in cartesian(*parts)
     ]
+
+
+def _window(op: Operation, sizes: Sequence[int]) -> tuple[int, int] | None:
+    """Return the half-open range of units that an operation keeps, if its attributes say so."""
+    start, stop, index = (
+        op.attribute("start"),
+        op.attribute("stop", op.attribute("end")),
+        op.attribute("index"),
+    )
+    if isinstance(start, int) and isinstance(stop, int):
+        total = sum(sizes)
+        return start % total if start < 0 else start, stop % total if stop < 0 else stop
+    parts = op.attribute("sizes")
+    if isinstance(index, int) and isinstance(parts, tuple) and all(isinstance(n, int) for n in parts):
+        ends = list(accumulate((n for n in parts if isinstance(n, int)), initial=0))
+        return ends[index], ends[index + 1]
+    return None
 
 
 def _kind(kind: str) -> Word:

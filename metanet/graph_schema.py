@@ -158,9 +158,9 @@ class GraphSchema:
             ``x`` ``[N, 4]``: order and relative order of the operation, index among fixed units (-1: none)
             and their number; ``node_type``, ``node_block`` ``[N]``; ``edge_index`` ``[2, E]``;
             ``edge_type``, ``edge_block`` ``[E]``; ``edge_position`` ``[E, 3]`` (-1: no such coordinate);
-            ``block_type``, ``block_key`` ``[blocks]`` (node blocks first), ``block_weight`` ``[blocks, 2]``:
-            one over the number of edges of the block at a target and at a source unit; the ``word_…``
-            tensors of `word_tensors`.
+            ``block_type``, ``block_key`` ``[blocks]`` (node blocks first), ``block_fan`` ``[blocks, 2]``:
+            number of edges of the block that meet at a target and at a source unit; the ``word_…`` tensors
+            of `word_tensors`.
         """
         device = torch.device(device)
         if device not in self._tensors:
@@ -177,9 +177,7 @@ class GraphSchema:
         node_kinds = [NODE_KINDS.index(block.kind) for block in self.nodes]
         edge_kinds = [EDGE_KINDS.index(block.kind) for block in self.edges]
         labels = [None] * n + [block.parameter for block in self.edges]
-        weights = [
-            (1.0, 1.0),
-        ] * n + [(1 / max(1, b.fan(b.target_dims)), 1 / max(1, b.fan(b.source_dims))) for b in self.edges]
+        fans = [(1, 1)] * n + [(b.fan(b.target_dims), b.fan(b.source_dims)) for b in self.edges]
         node_block = torch.arange(n).repeat_interleave(node_sizes)
         edge_block = torch.arange(len(self.edges)).repeat_interleave(edge_sizes)
         index = [self._edge_index(block) for block in self.edges]
@@ -194,7 +192,7 @@ class GraphSchema:
             "edge_position": torch.cat([torch.zeros(0, COORDINATES), *map(_edge_position, self.edges)]),
             "block_type": torch.tensor(node_kinds + edge_kinds),
             "block_key": torch.tensor([block_key(label) for label in labels]),
-            "block_weight": torch.tensor(weights),
+            "block_fan": torch.tensor(fans),
             **word_tensors([block.words for block in self.nodes] + [block.words for block in self.edges]),
         }
 

@@ -32,8 +32,8 @@ class GMNConv(nn.Module):
 
     Means are over the edges of one parameter tensor t at a unit and over the units of one site s; tensors
     are summed and sites averaged, so that a bias is not drowned by a wide layer's weights. The paper takes
-    one mean over all of them. ``bidirectional`` collects from outgoing edges too, with weights of its own: the
-    paper's reversed edges without doubling the edges.
+    one mean over all of them. ``bidirectional`` collects from outgoing edges too, with weights of its own:
+    the paper's reversed edges without doubling the edges.
 
     Args:
         channels: number of channels c of nodes, edges and graphs.
@@ -192,6 +192,15 @@ class GMN(nn.Module):
             )
         else:
             self.edge = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, c), nn.SiLU(), nn.Linear(c, out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all linear maps anew, with the variance kept: torch's default lets messages die out."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def fit(self, inputs: WeightFeatures | Data | Iterable[WeightFeatures | Data]) -> GMN:
         """Fit the statistics by which parameters are standardised, per parameter tensor and kind of edge.
@@ -264,7 +273,7 @@ class GMN(nn.Module):
         block_graph = torch.arange(len(counts), device=values.device).repeat_interleave(counts)
         incidence = IndexIncidence(
             tensors["edge_index"],
-            tensors["block_weight"][tensors["edge_block"]],
+            tensors["block_fan"][tensors["edge_block"]],
             tensors["node_block"],
             block_graph,
             len(counts),

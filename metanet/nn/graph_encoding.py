@@ -39,7 +39,11 @@ class WordEncoder(nn.Module):
         self.number = nn.Linear(NUMBERS, channels, bias=False)
         self.order = nn.Embedding(MAX_ORDER + 1, channels)
         self.mix = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels)
+            nn.LayerNorm(channels),
+            nn.Linear(channels, channels),
+            nn.SiLU(),
+            nn.Linear(channels, channels),
+            nn.LayerNorm(channels),
         )
 
     def forward(self, words: Mapping[str, Tensor], num_blocks: int) -> Tensor:

@@ -51,7 +51,7 @@ class IndexIncidence(Incidence):
 
     Args:
         edge_index: ``[2, E]``.
-        edge_weight: ``[E, 2]``: one over the number of edges of the block at the target, at the source.
+        fan: ``[E, 2]``: number of edges of the edge's block that meet at its target, at its source.
         node_block: ``[N]``.
         block_graph: ``[blocks]`` graph of every block; blocks without nodes (those of edges) do not count.
         num_graphs: number of graphs.
@@ -60,13 +60,13 @@ class IndexIncidence(Incidence):
     def __init__(
         self,
         edge_index: Tensor,
-        edge_weight: Tensor,
+        fan: Tensor,
         node_block: Tensor,
         block_graph: Tensor,
         num_graphs: int,
     ) -> None:
         self.source, self.target = edge_index
-        self.weight = edge_weight
+        self.fan = fan
         sites, self.site = torch.unique(node_block, return_inverse=True)
         self.site_graph = block_graph[sites]
         self.node_graph = block_graph[node_block]
@@ -79,7 +79,7 @@ class IndexIncidence(Incidence):
 
     def to_nodes(self, edges: Tensor, *, outgoing: bool) -> tuple[Tensor, Tensor | None]:
         """Scatter; see `Incidence.to_nodes`."""
-        weight = self.weight.to(edges)
+        weight = self.fan.to(edges).reciprocal()
         n = self.num_nodes
         into = scatter(edges * weight[:, :1], self.target, dim_size=n, reduce="sum")
         out = scatter(edges * weight[:, 1:], self.source, dim_size=n, reduce="sum") if outgoing else None
