@@ -121,7 +121,7 @@ class SirenStack:
         those of the parameters it keeps), `finished` says who has finished and `counts` the steps made.
         """
         self._forward()
-        torch.logical_or(self.errors <= self.threshold, self.counts >= self.steps, out=self.finished)
+        self.finished |= (self.errors <= self.threshold) | (self.counts >= self.steps)
         self._backward()
         self._adam()
         self.counts += ~self.finished
