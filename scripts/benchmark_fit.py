@@ -142,7 +142,8 @@ def compare(images: ImageSet, single: int, steps: int, learning_rate: float, rou
         *table,
         "",
         f"- {steps} steps, learning rate {learning_rate:g}, {rounds} rounds. On the {len(both)} images that",
-        f"  both sides fitted, PSNR differs by {statistics.median(apart):.2f} dB in the median, {max(apart):.2f} dB at most.",
+        f"  both sides fitted, PSNR differs by {statistics.median(apart):.2f} dB in the median, "
+        f"{max(apart):.2f} dB at most.",
         f"- CPU time, stacked on {default} threads against one at a time on 1 thread: **{cpu:.2f}×**",
         "  (required: at most 0.45×).",
         f"- Wall time, one at a time at torch's defaults against stacked: **{wall:.1f}×**",
@@ -162,7 +163,8 @@ def default_fit(images: ImageSet) -> str:
     return (
         f"- Default fit of {len(images):,} networks, each to 36 dB, zoo {verified}: **{wall:.0f} s**, "
         f"{cpu:.0f} CPU-s\n  ({steps.mean():.0f} steps in the mean, {steps.max()} at most; PSNR median "
-        f"{np.median(psnr):.1f} dB, min {psnr.min():.1f} dB;\n  required for 12,000: at most 300 s on 2 cores)."
+        f"{np.median(psnr):.1f} dB, min {psnr.min():.1f} dB;\n"
+        "  required for 12,000: at most 300 s on 2 cores)."
     )
 
 

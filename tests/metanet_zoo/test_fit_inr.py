@@ -51,7 +51,7 @@ def test_a_step_is_that_of_autograd_and_adam(network: Siren) -> None:
     steps, models = 8, 3
     coordinates = pixel_coordinates(5, 6).double()
     layout = ParameterLayout(network)
-    targets = torch.rand(models, 30, layout.shapes[-1][0][0], dtype=torch.float64)
+    targets = torch.rand(models, 30, layout.shapes[-1][0], dtype=torch.float64)
     stack = SirenStack(network, coordinates, models, steps=steps, learning_rate=1e-2)
     starts = [layout.draw(initial_generator(0, str(i), 0)).double() for i in range(models)]
     for i in range(models):

@@ -100,8 +100,8 @@ def fit_inrs(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, found {seed}")
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed must be at least 0 and below 2**63, found {seed}")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be positive and finite, found {learning_rate}")
     if target_psnr is not None and not math.isfinite(target_psnr):

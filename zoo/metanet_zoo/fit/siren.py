@@ -57,31 +57,28 @@ class SirenStack:
         device, dtype = coordinates.device, coordinates.dtype
         self.layout = ParameterLayout(architecture)
         self.output_shift = architecture.output_shift
-        points, width = coordinates.shape[0], self.layout.padded
+        points = coordinates.shape[0]
 
-        def empty(*shape: int) -> Tensor:
+        def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, device=device, dtype=dtype)
 
+        def rows() -> Tensor:
+            return zeros(size, self.layout.padded)
+
         # `scaled` holds ω W and ω b of the hidden layers, so that no activation needs to be scaled.
-        self.parameters, self.scaled, self.gradients = (
-            empty(size, width),
-            empty(size, width),
-            empty(size, width),
-        )
-        self.first_moments, self.second_moments = empty(size, width), empty(size, width)
-        self._denominator = empty(size, width)
+        self.parameters, self.scaled, self.gradients = rows(), rows(), rows()
+        self.first_moments, self.second_moments, self._denominator = rows(), rows(), rows()
         self._scale = self.layout.scale(architecture.omega).to(device, dtype)
         self._weights = self.layout.views(self.scaled)
         self._gradient_views = self.layout.views(self.gradients)
 
-        hidden = [shape[0] for shape, _ in self.layout.shapes[:-1]]
-        outputs = self.layout.shapes[-1][0][0]
+        *hidden, outputs = (units for units, _ in self.layout.shapes)
         self._inputs = coordinates.t().expand(size, -1, -1).contiguous()
-        self._phases = [empty(size, units, points) for units in hidden]
-        self._sines = [empty(size, units, points) for units in hidden]
-        self._back = empty(size, max(hidden), points)
-        self._residual = empty(size, outputs, points)
-        self.targets = empty(size, outputs, points)
+        self._phases = [zeros(size, units, points) for units in hidden]
+        self._sines = [zeros(size, units, points) for units in hidden]
+        self._back = zeros(size, max(hidden), points)
+        self._residual = zeros(size, outputs, points)
+        self.targets = zeros(size, outputs, points)
         self._numbers = points * outputs
 
         # Entry t is the step size of a network that has made t steps; the one after the last keeps it still.
@@ -91,7 +88,7 @@ class SirenStack:
         self._step_sizes = torch.cat([-learning_rate / first, still]).to(device, dtype)
         self._corrections = torch.cat([1 / second.sqrt(), still + 1]).to(device, dtype)
         self.counts = torch.full((size,), steps, device=device)
-        self.errors = empty(size)
+        self.errors = zeros(size)
         self.finished = torch.ones(size, device=device, dtype=torch.bool)
 
     def load(self, slot: int, parameters: Tensor, target: Tensor) -> None:
@@ -176,20 +173,19 @@ class ParameterLayout:
     """
 
     def __init__(self, architecture: Siren) -> None:
-        self.shapes = [
-            ((layer.out_features, layer.in_features), layer.out_features) for layer in architecture.linears
-        ]
+        self.shapes = [(layer.out_features, layer.in_features) for layer in architecture.linears]
         self.names = [name for name, _ in architecture.named_parameters()]
-        starts, self.offsets = 0, []
-        for (rows, columns), _ in self.shapes:
-            self.offsets.append((starts, starts + rows * columns, starts + rows * columns + rows))
-            starts += rows * columns + rows
-        self.total = starts
-        self.padded = math.ceil(starts / ALIGNMENT) * ALIGNMENT
+        self.offsets: list[tuple[int, int, int]] = []
+        self.total = 0
+        for rows, columns in self.shapes:
+            bias = self.total + rows * columns
+            self.offsets.append((self.total, bias, bias + rows))
+            self.total = bias + rows
+        self.padded = math.ceil(self.total / ALIGNMENT) * ALIGNMENT
         self._bounds = torch.cat(
             [
                 torch.cat([torch.full((rows * columns,), weight), torch.full((rows,), bias)])
-                for ((rows, columns), _), (weight, bias) in zip(
+                for (rows, columns), (weight, bias) in zip(
                     self.shapes, architecture.initial_bounds(), strict=True
                 )
             ]
@@ -199,7 +195,7 @@ class ParameterLayout:
         """Weights `[stack, out, in]` and biases `[stack, out, 1]` as views of `rows [stack, padded]`."""
         return [
             (rows[:, a:b].unflatten(1, shape), rows[:, b:c].unsqueeze(2))
-            for (a, b, c), (shape, _) in zip(self.offsets, self.shapes, strict=True)
+            for (a, b, c), shape in zip(self.offsets, self.shapes, strict=True)
         ]
 
     def scale(self, omega: float) -> Tensor:
@@ -216,7 +212,7 @@ class ParameterLayout:
         """Stacked state-dict entries `[models, …]` from `rows [models, total]`, contiguous."""
         parts = [
             part
-            for (a, b, c), (shape, _) in zip(self.offsets, self.shapes, strict=True)
+            for (a, b, c), shape in zip(self.offsets, self.shapes, strict=True)
             for part in (rows[:, a:b].unflatten(1, shape), rows[:, b:c])
         ]
         return {name: part.contiguous() for name, part in zip(self.names, parts, strict=True)}
