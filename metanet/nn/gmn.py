@@ -79,18 +79,16 @@ class GMNConv(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return updated nodes ``[…, N, c]``, edges ``[…, E, c]`` and graphs ``[b, c]``."""
         x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
-        z = nn.functional.silu(
-            incidence.to_edges(
-                self.edge_in(self.norm_edges(edges)),
-                self.source(x),
-                self.target(x) + incidence.from_graphs(self.graph_to_edge(u)),
-            )
+        edges, into, out = incidence.exchange(
+            edges,
+            self.source(x),
+            self.target(x) + incidence.from_graphs(self.graph_to_edge(u)),
+            (self.norm_edges, self.edge_in, self.edge_out),
+            incoming=self.update_nodes,
+            outgoing=self.update_nodes and self.bidirectional,
         )
-        if self.edge_out is not None:
-            edges = edges + self.edge_out(z)
-        if not self.update_nodes:
+        if into is None:
             return nodes, edges, graphs
-        into, out = incidence.to_nodes(z, outgoing=self.bidirectional)
         collected = [x, into] if out is None else [x, into, out]
         told = self.node_in(torch.cat(collected, -1)) + incidence.from_graphs(self.graph_to_node(u))
         nodes = nodes + self.node_out(nn.functional.silu(told))
@@ -291,7 +289,7 @@ class GMN(nn.Module):
         gain, shift = self.block_to_value(blocks)[edge_block].chunk(2, -1)
         shift = shift + self.places.edges(t["edge_position"].to(dtype))
         values = (given.values - mean[edge_block]) * scale[edge_block]
-        edges = torch.addcmul(shift, self.value(values), 1 + gain)
+        edges = self.value(values, 1 + gain, shift)
         if given.schema is not None:
             b = values.shape[0]
             return nodes.expand(b, *nodes.shape), edges, self.start.expand(b, -1)

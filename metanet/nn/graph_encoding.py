@@ -132,7 +132,9 @@ def _moments(total: Tensor) -> Tensor:
 
 
 class ValueEncoder(nn.Module):
-    """A standardised value → channels: linear, with optional sines and cosines of it at doubling frequencies.
+    """A standardised value → channels, ``gain · linear(features) + shift`` with a gain and shift per edge.
+
+    The features are the value, and on request sines and cosines of it at doubling frequencies.
 
     Args:
         in_channels: number of values per edge.
@@ -149,12 +151,15 @@ class ValueEncoder(nn.Module):
         powers = pi / 4 * 2.0 ** torch.arange(num_frequencies)
         self.register_buffer("frequencies", powers, persistent=False)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Map ``[..., in_channels]`` to ``[..., c]``."""
+    def forward(self, values: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        """Map ``[..., E, in_channels]`` to ``[..., E, c]``; gain and shift are ``[E, c]``."""
         if self.num_frequencies:
             angles = (values[..., None] * self.frequencies.to(values)).flatten(-2)
             values = torch.cat([values, angles.sin(), angles.cos()], -1)
-        return self.linear(values)  # type: ignore[no-any-return]
+        shift = torch.addcmul(shift, gain, self.linear.bias)
+        if values.shape[-1] == 1:
+            return torch.addcmul(shift, values, gain * self.linear.weight[:, 0])
+        return torch.addcmul(shift, nn.functional.linear(values, self.linear.weight), gain)
 
 
 class PlaceEncoder(nn.Module):
