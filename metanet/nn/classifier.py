@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from metanet.features import WeightFeatures
@@ -98,4 +99,7 @@ class WeightClassifier(nn.Module):
 
     def forward(self, features: WeightFeatures) -> Tensor:
         """Map parameter-like features to ``[b, out_features]``."""
-        return self.head(self.network(self.encoding(features)))  # type: ignore[no-any-return]
+        encoded = self.encoding(features)
+        if self.head.pooling == "mean":
+            return self.head.answer(torch.cat(self.network.means(encoded), -1))
+        return self.head(self.network(encoded))  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from metanet.features import WeightFeatures, feature_layout
 from metanet.nn.doors import give_blocks, take_blocks
@@ -68,6 +68,7 @@ class DWSNet(nn.Module):
         residual: add a layer's input to its output where widths agree.
         dropout: probability of zeroing a channel of one network's block.
         init: how the matrices start; ``"dws"`` is the published rule (He over the number of tensors).
+        fused: False computes layer by layer in plain operations, which may be differentiated twice.
 
     References:
         Navon et al.: Equivariant Architectures for Learning in Deep Weight Spaces (2023), arXiv:2301.12780.
@@ -87,6 +88,7 @@ class DWSNet(nn.Module):
         residual: bool = False,
         dropout: float = 0.0,
         init: Init = "balanced",
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if set_layer not in get_args(SetLayer):
@@ -105,6 +107,7 @@ class DWSNet(nn.Module):
             dropout=dropout,
             final=out_channels is None,
             init=init,
+            fused=fused,
         )
 
     def forward(self, features: WeightFeatures) -> WeightFeatures:
@@ -113,6 +116,11 @@ class DWSNet(nn.Module):
         return give_blocks(
             self.spec, features, blocks, self.out_channels or self.hidden_channels, folded=False
         )
+
+    def means(self, features: WeightFeatures) -> list[Tensor]:
+        """Return the mean of every block over its group axes, ``[b, prod(fixed) · C]``."""
+        blocks = take_blocks(self.spec, features, self.in_channels, folded=False)
+        return self.stack(blocks, means=True)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         channels = [self.in_channels, *[self.hidden_channels] * (self.num_layers - 1)]

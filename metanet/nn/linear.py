@@ -87,6 +87,18 @@ class EquivariantLinear(nn.Module):
             torch.zeros(sum(self.out_widths[b] for b in self.plan.products[0].write_blocks))
         )
 
+        for number, product in enumerate(self.plan.products):
+            rows = zip(product.read_blocks, product.counts, strict=True)
+            counts = [torch.full((self.in_widths[block], 1), float(count)) for block, count in rows]
+            self.register_buffer(f"counts_{number}", torch.cat(counts), persistent=False)
+
+    def matrices(self) -> list[Tensor]:
+        """Return the matrix of every signature, for readings that are sums: rows over what is averaged."""
+        return [
+            weight / self.get_buffer(f"counts_{number}") if max(product.counts) > 1 else weight
+            for number, (weight, product) in enumerate(zip(self.weights, self.plan.products, strict=True))
+        ]
+
     @property
     def num_terms(self) -> int:
         """Number of terms of the basis."""
@@ -94,25 +106,19 @@ class EquivariantLinear(nn.Module):
 
     def forward(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Map blocks ``[b, *group axes, in width]`` to ``[b, *group axes, out width]``."""
-        return linear(self.plan, self.out_widths, blocks, list(self.weights), self.bias)
+        nodes = pool(self.plan, blocks)
+        values: list[Tensor | None] = [None] * len(nodes)
+        for product, matrix in zip(self.plan.products, self.matrices(), strict=True):
+            result = gather(product.readings, nodes) @ matrix
+            if not product.groups:
+                result = result + self.bias
+            parts = result.split([self.out_widths[block] for block in product.write_blocks], -1)
+            scatter(product.writings, parts, values)
+        return spread(self.plan, values)
 
     def extra_repr(self) -> str:
         """Say how many terms and coefficients there are."""
         return f"{len(self.plan.shapes)} blocks, {self.num_terms} terms, {len(self.weights)} signatures"
-
-
-def linear(
-    plan: Plan, out_widths: Sequence[int], blocks: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor
-) -> list[Tensor]:
-    """Apply an equivariant linear map; plain differentiable operations."""
-    nodes = pool(plan, blocks, lambda tensor, dim: tensor.mean(dim))
-    values: list[Tensor | None] = [None] * len(plan.nodes)
-    for product, weight in zip(plan.products, weights, strict=True):
-        result = gather(product.readings, nodes) @ weight
-        if not product.groups:
-            result = result + bias
-        scatter(product.writings, result.split([out_widths[b] for b in product.write_blocks], -1), values)
-    return spread(plan, values)
 
 
 class BlockLinear(nn.Module):

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metanet.features import BlockLayout
+from metanet.nn.fused import Trunk, run_trunk
 from metanet.nn.linear import EquivariantLinear, Init
+from metanet.nn.views import Plan
+from metanet.nn.walk import make_walk
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 Norm = Literal["layer"]
@@ -40,6 +44,8 @@ class EquivariantStack(nn.Module):
         dropout: probability of zeroing a channel of one network's block (all its indices alike).
         final: whether the last layer is followed by norm, activation and dropout too.
         init: how the matrices start.
+        fused: run stacks of linear layers and ReLUs as one function in cache-sized chunks; it cannot be
+            differentiated twice or transformed by `torch.func`, for which there is False.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class EquivariantStack(nn.Module):
         dropout: float = 0.0,
         final: bool = True,
         init: Init = "balanced",
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -67,7 +74,7 @@ class EquivariantStack(nn.Module):
         if len(widths) < 2:
             raise ValueError("num_layers must be at least 1")
         self.activation: Activation = activation
-        self.residual, self.dropout, self.final = residual, dropout, final
+        self.residual, self.dropout, self.final, self.fused = residual, dropout, final, fused
         self.layers = nn.ModuleList(
             EquivariantLinear(layout, sizes, before, after, init) for before, after in pairwise(widths)
         )
@@ -76,8 +83,38 @@ class EquivariantStack(nn.Module):
             nn.ModuleList(nn.LayerNorm(width) for width in row) for row in (hidden if norm else [])
         )
 
-    def forward(self, blocks: Sequence[Tensor]) -> list[Tensor]:
-        """Map blocks ``[b, *group axes, width]`` through all layers."""
+        self.widths = tuple(tuple(row) for row in widths)
+        plan = self.layers[0].plan
+        assert isinstance(plan, Plan)
+        self.walks = (make_walk(plan, backward=False), make_walk(plan, backward=True))
+
+    def forward(self, blocks: Sequence[Tensor], *, means: bool = False) -> list[Tensor]:
+        """Map blocks ``[b, *group axes, width]`` through all layers.
+
+        Args:
+            blocks: one per block of the layout.
+            means: return every block's mean over its group axes, ``[b, width]``, instead of the block.
+        """
+        if self.can_fuse(blocks[0]):
+            trunk = Trunk(self.walks, self.widths, self.final, means)
+            return run_trunk(trunk, blocks, self._matrices())
+        result = self._plain(blocks)
+        return [x.flatten(1, -2).mean(1) if x.ndim > 2 else x for x in result] if means else result
+
+    def _matrices(self) -> list[Tensor]:
+        parameters: list[Tensor] = []
+        for layer in self.layers:
+            assert isinstance(layer, EquivariantLinear)
+            parameters += [layer.bias, *layer.matrices()]
+        return parameters
+
+    def can_fuse(self, tensor: Tensor) -> bool:
+        """Whether the fast route does the same as the plain one, here and now."""
+        plain = self.activation == "relu" and not len(self.norms) and not self.residual
+        dropping = self.dropout > 0 and self.training
+        return self.fused and plain and not dropping and not torch.is_autocast_enabled(tensor.device.type)
+
+    def _plain(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         act = ACTIVATIONS[self.activation]
         current = list(blocks)
         for number, layer in enumerate(self.layers):

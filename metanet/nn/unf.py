@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from metanet.features import WeightFeatures, feature_layout
 from metanet.nn.doors import give_blocks, take_blocks
@@ -61,6 +61,7 @@ class UNF(nn.Module):
         residual: add a layer's input to its output where widths agree.
         dropout: probability of zeroing a channel of one network's block.
         init: how the matrices start.
+        fused: False computes layer by layer in plain operations, which may be differentiated twice.
 
     References:
         Zhou, Finn, Harrison: Universal Neural Functionals (2024), arXiv:2402.05232. Departures: fixed axes
@@ -81,6 +82,7 @@ class UNF(nn.Module):
         residual: bool = False,
         dropout: float = 0.0,
         init: Init = "balanced",
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.spec, self.in_channels, self.hidden_channels = spec, in_channels, hidden_channels
@@ -106,19 +108,31 @@ class UNF(nn.Module):
             dropout=dropout,
             final=out_channels is None or self.unfold is not None,
             init=init,
+            fused=fused,
         )
 
     def forward(self, features: WeightFeatures) -> WeightFeatures:
         """Map features with C_in channels per parameter to C_out of them, or to hidden features."""
-        blocks = take_blocks(self.spec, features, self.in_channels, folded=False)
-        if self.fold is not None:
-            blocks = self.fold(blocks)
-        blocks = self.stack(blocks)
+        blocks: list[Tensor] = self.stack(self._enter(features))
         if self.unfold is not None:
             blocks = self.unfold(blocks)
         if self.out_channels is None:
             return give_blocks(self.spec, features, blocks, self.hidden_channels, folded=True)
         return give_blocks(self.spec, features, blocks, self.out_channels, folded=False)
+
+    def means(self, features: WeightFeatures) -> list[Tensor]:
+        """Return the mean of every hidden block over its group axes, ``[b, C]``, without keeping the blocks.
+
+        Raises:
+            ValueError: the network was not built with ``out_channels=None``.
+        """
+        if self.out_channels is not None:
+            raise ValueError("means are taken of hidden features: build the network with out_channels=None")
+        return self.stack(self._enter(features), means=True)  # type: ignore[no-any-return]
+
+    def _enter(self, features: WeightFeatures) -> list[Tensor]:
+        blocks = take_blocks(self.spec, features, self.in_channels, folded=False)
+        return blocks if self.fold is None else self.fold(blocks)
 
     def __repr__(self) -> str:
         channels = [self.in_channels, *[self.hidden_channels] * (self.num_layers - 1)]

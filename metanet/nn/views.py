@@ -3,14 +3,15 @@
 All views of a block form a tree: the block itself, its diagonals, and below each what is left after one
 index is averaged away. Reading walks the tree downwards (every pooled tensor is computed once, from its
 parent), writing walks it upwards (small sums are added up before they are broadcast); each is the other's
-adjoint up to the averages' factors.
+adjoint. Pooling is by sums here; a layer's matrices carry the factors that make means of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -66,6 +67,7 @@ class Product:
         writings: slots the result is split into.
         read_blocks: block of every reading.
         write_blocks: block of every writing.
+        counts: number of values that are averaged into one by every reading.
     """
 
     groups: tuple[str, ...]
@@ -74,6 +76,7 @@ class Product:
     writings: tuple[Slot, ...]
     read_blocks: tuple[int, ...]
     write_blocks: tuple[int, ...]
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,10 @@ def _make_plan(layout: tuple[BlockLayout, ...], items: tuple[tuple[str, int], ..
         order = (0, *(1 + ascending.index(c) for c in view.kept), 1 + len(ascending))
         return Slot(node, order, tuple(sorted(range(len(order)), key=order.__getitem__)))
 
+    def count(view: View) -> int:
+        groups = layout[view.block].groups
+        return prod(sizes[groups[view.merged[c][0]]] for c in view.dropped)
+
     products = tuple(
         Product(
             s.groups,
@@ -146,6 +153,7 @@ def _make_plan(layout: tuple[BlockLayout, ...], items: tuple[tuple[str, int], ..
             tuple(map(slot, s.writings)),
             tuple(r.block for r in s.readings),
             tuple(w.block for w in s.writings),
+            tuple(count(r) for r in s.readings),
         )
         for s in basis.signatures
     )
@@ -162,8 +170,8 @@ def diagonal(tensor: Tensor, merged: Sequence[Sequence[int]]) -> Tensor:
     return tensor.as_strided(size, step, tensor.storage_offset())
 
 
-def pool(plan: Plan, blocks: Sequence[Tensor], reduce: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
-    """Return the tensor of every node, given the blocks'; ``reduce(tensor, dim)`` is a mean or a sum."""
+def pool(plan: Plan, blocks: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensor of every node, pooled by sums, given the blocks'."""
     values: list[Tensor] = []
     for node in plan.nodes:
         if node.parent < 0:
@@ -171,7 +179,7 @@ def pool(plan: Plan, blocks: Sequence[Tensor], reduce: Callable[[Tensor, int], T
         elif node.dim == 0:
             values.append(diagonal(values[node.parent], node.merged))
         else:
-            values.append(reduce(values[node.parent], node.dim))
+            values.append(values[node.parent].sum(node.dim))
     return values
 
 
@@ -193,13 +201,12 @@ def scatter(slots: Sequence[Slot], parts: Sequence[Tensor], values: list[Tensor 
         values[slot.node] = placed if value is None else value + placed
 
 
-def spread(plan: Plan, values: list[Tensor | None], *, mean: bool = False) -> list[Tensor]:
+def spread(plan: Plan, values: list[Tensor | None]) -> list[Tensor]:
     """Add every node to its parent, broadcasting, and return the blocks': the adjoint of `pool`.
 
     Args:
         plan: of the layer.
         values: tensor of every node, None for nothing; used up.
-        mean: divide by the number of indices on the way, as the adjoint of means does.
     """
     for number in range(len(plan.nodes) - 1, -1, -1):
         node, value = plan.nodes[number], values[number]
@@ -208,17 +215,10 @@ def spread(plan: Plan, values: list[Tensor | None], *, mean: bool = False) -> li
         whole = values[node.parent]
         if node.dim == 0:
             assert whole is not None
-            whole = whole.clone(memory_format=torch.contiguous_format)
+            values[node.parent] = whole = whole.clone(memory_format=torch.contiguous_format)
             diagonal(whole, node.merged).add_(value)
-            values[node.parent] = whole
             continue
-        wide = (value / node.size if mean else value).unsqueeze(node.dim)
-        if whole is None:
-            shape = list(wide.shape)
-            shape[node.dim] = node.size
-            values[node.parent] = wide.expand(shape)
-        else:
-            values[node.parent] = whole + wide
-        values[number] = None
-    blocks = values[: len(plan.nodes)]
-    return [v for v, node in zip(blocks, plan.nodes, strict=True) if node.parent < 0 and v is not None]
+        wide = value.unsqueeze(node.dim)
+        shape = [*wide.shape[: node.dim], node.size, *wide.shape[node.dim + 1 :]]
+        values[node.parent] = wide.expand(shape) if whole is None else whole + wide
+    return [value for value in values[: len(plan.shapes)] if value is not None]

@@ -159,7 +159,7 @@ def test_integers_are_carried() -> None:
 def test_wrong_weights_are_refused() -> None:
     spec = SPECS["mlp"]
     tensors = state_dict(spec)
-    with pytest.raises(ValueError, match="missing 0.bias"):
+    with pytest.raises(ValueError, match=r"missing 0\.bias"):
         WeightFeatures.from_state_dict(spec, {k: v for k, v in tensors.items() if k != "0.bias"})
     with pytest.raises(ValueError, match="wrong shapes"):
         WeightFeatures.from_state_dict(spec, tensors, batched=True)
@@ -169,5 +169,5 @@ def test_wrong_weights_are_refused() -> None:
     features = WeightFeatures.from_state_dict(spec, tensors)
     with pytest.raises(ValueError, match=r"block '0.bias': expected \[b, 2, 1\]"):
         features.with_tensors({**features.tensors, "0.bias": torch.randn(1, 3, 1)}, channels=1)
-    with pytest.raises(ValueError, match="missing \\['2.bias'\\]"):
+    with pytest.raises(ValueError, match=r"missing \['2\.bias'\]"):
         features.with_tensors({k: v for k, v in features.tensors.items() if k != "2.bias"}, channels=1)

@@ -150,7 +150,8 @@ def equivariant_space(matrices: Sequence[Tensor]) -> Tensor:
         conjugation = torch.kron(p, p)
         quadratic += 2 * torch.eye(n * n, dtype=torch.float64) - conjugation - conjugation.T
     values, vectors = torch.linalg.eigh(quadratic)
-    return vectors[:, values < 1e-8].T
+    space: Tensor = vectors[:, values < 1e-8].T
+    return space
 
 
 def flatten(features: WeightFeatures) -> Tensor:
@@ -212,7 +213,9 @@ def _read(block: Tensor, view: View) -> Tensor:
     names = {axis: LETTERS[c] for c, members in enumerate(view.merged) for axis in members}
     count = prod(block.shape[1 + view.merged[c][0]] for c in view.dropped)
     source = "".join(names[axis] for axis in range(block.ndim - 2))
-    return torch.einsum(f"y{source}z->y{''.join(LETTERS[c] for c in view.kept)}z", block) / count
+    kept = "".join(LETTERS[c] for c in view.kept)
+    pooled: Tensor = torch.einsum(f"y{source}z->y{kept}z", block)
+    return pooled / count
 
 
 def _write(values: Tensor, view: View, shape: torch.Size) -> Tensor:
@@ -228,7 +231,8 @@ def _write(values: Tensor, view: View, shape: torch.Size) -> Tensor:
         kept = LETTERS[c] if c in view.kept else ""
         texts.append(kept + "".join(LETTERS[axis].upper() for axis in members))
     target = "".join(LETTERS[axis].upper() for axis in range(len(shape) - 2))
-    return torch.einsum(f"{','.join(texts)}->Y{target}Z", *operands)
+    written: Tensor = torch.einsum(f"{','.join(texts)}->Y{target}Z", *operands)
+    return written
 
 
 def joint_partition_maps(spec: WeightSpec) -> Tensor:

@@ -65,7 +65,8 @@ def test_number_of_biases_is_the_number_of_invariants(name: str) -> None:
     [
         "groups h1: 4 h2: 4\n 0.w h1 2\n 0.b h1\n 1.w h2 h1\n 1.b h2\n 2.w 1 h2\n 2.b 1",
         "groups h1: 3\n 0.w h1 3\n 0.b h1\n 1.w 2 h1\n 1.b 2",
-        "groups h1: 2 h2: 2 h3: 2\n 0.w h1 1\n 0.b h1\n 1.w h2 h1\n 1.b h2\n 2.w h3 h2\n 2.b h3\n 3.w 2 h3\n 3.b 2",
+        "groups h1: 2 h2: 2 h3: 2\n 0.w h1 1\n 0.b h1\n 1.w h2 h1\n 1.b h2\n 2.w h3 h2\n 2.b h3\n"
+        " 3.w 2 h3\n 3.b 2",
         "groups h: 4\n w h h\n b h",
     ],
     ids=["2-4-4-1", "3-3-2", "1-2-2-2-2", "recurrent"],
