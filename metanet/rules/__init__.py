@@ -1,1 +1,74 @@
-"""Dimension-inference rules, one family of operations per file."""
+"""Rules: what each operation demands of the dimensions of its arguments, one family per file.
+
+A rule is a function of one `Call`; `rule` registers it under the names of the operations in `RULES`. It
+unifies what an operation contracts or adds, cuts and splits what it reshapes, fixes what it tells apart by
+position, and returns its result with the operation's record for the skeleton. A user's own operation needs one
+such function. An operation without a rule fixes all it touches, and the spec names it in `WeightSpec.lost`.
+
+The vocabulary of the skeleton (`metanet.skeleton.Operation`). Every operation has one result; ``parameters``
+are named by the role in brackets; a parameter that is computed first (weight norm), or used as a plain tensor,
+is an input instead, the latter through an operation of kind ``parameter``.
+
+=====================================  ======================================================================
+kind                                   attributes
+=====================================  ======================================================================
+input; output                          name; slot (one operation for every tensor that is returned)
+constant                               value (if it is the same everywhere) or values (up to 16)
+parameter (value)                      a state-dict entry used as a tensor
+linear (weight, bias)                  weight ``[out, in]``
+matmul (weight); addmm (weight, bias)  weight ``[in, out]``; matmul of two values has two inputs
+einsum                                 equation
+conv1d/2d/3d (weight, bias)            stride, padding, dilation, groups
+conv_transpose1d/2d/3d (weight, bias)  stride, padding, output_padding, groups, dilation
+batch_norm, instance_norm              eps, momentum; (weight, bias, running_mean, running_var)
+layer_norm, rms_norm, group_norm       eps, normalized_shape; num_groups; (weight, bias)
+embedding (weight)                     padding_idx
+lstm, gru, rnn_tanh, rnn_relu          has_biases, num_layers, bidirectional, batch_first; (weight_ih_l0, …)
+sdpa                                   is_causal, scale, heads, kv_heads; inputs q, k, v[, mask]
+add, sub, mul, div, pow, …             scalar (the other operand if it is a number), alpha, reverse
+relu, tanh, sin, gelu, …               their own (negative_slope, approximate, min, max, …)
+softmax, log_softmax, cumsum           dim
+max_pool1d/2d/3d, avg_pool1d/2d/3d     kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+adaptive_avg_pool1d/2d/3d, …           output_size
+mean, sum, amax, amin, var, norm, …    dims, keepdim
+reshape, transpose                     –; dims, the permutation
+expand, repeat, flip, roll, pad        dims, shifts; mode, value
+cat, stack; select, slice              dim; index; start, stop, step (split and chunk give slices)
+getitem                                index: a further result of an operation (final states of an lstm)
+=====================================  ======================================================================
+
+Dimensions of attributes are counted from the front. Dropout, casts and copies are left out.
+"""
+
+from metanet.rules import (
+    attention,
+    concat,
+    conv,
+    embedding,
+    indexing,
+    linear,
+    norm,
+    pointwise,
+    pooling,
+    recurrent,
+    reduction,
+    reshape,
+)
+from metanet.rules.registry import RULES, Call, Value, rule
+
+FAMILIES = (
+    attention,
+    concat,
+    conv,
+    embedding,
+    indexing,
+    linear,
+    norm,
+    pointwise,
+    pooling,
+    recurrent,
+    reduction,
+    reshape,
+)
+
+__all__ = ["FAMILIES", "RULES", "Call", "Value", "rule"]

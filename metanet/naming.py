@@ -1,0 +1,129 @@
+"""Names of groups: readable, unique, stable; taken from the entry that writes the units first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from metanet.dimension import Dim, leaves
+from metanet.rules.registry import Draft
+
+WRITTEN: Mapping[str, int] = {
+    "conv_transpose1d": 1,
+    "conv_transpose2d": 1,
+    "conv_transpose3d": 1,
+    "embedding": 1,
+    "matmul": 1,
+    "addmm": 1,
+}
+"""The dimension of an operation's weight that it writes, where that is not the first."""
+
+
+def name_groups(entries: Mapping[str, tuple[Dim, ...]], operations: Sequence[Draft]) -> dict[Dim, str]:
+    """Name every plain variable that indexes an entry.
+
+    Args:
+        entries: name -> dimensions.
+        operations: in the order in which they run.
+
+    Returns:
+        variable -> name, in the order in which the network writes them.
+    """
+    hints = _hints(operations)
+    names: dict[Dim, str] = {}
+    taken: set[str] = set()
+    for entry, dims in _writers(entries, operations):
+        base = _base(entry)
+        found = [[v for v in dict.fromkeys(leaves(dim)) if v.state == "plain" and v.size > 1] for dim in dims]
+        for dim, variables in zip(dims, found, strict=True):
+            for number, variable in enumerate(variables):
+                if variable in names:
+                    continue
+                alone = dim.root() is variable or (len(variables) == 1 and variable not in hints)
+                suffix = "" if alone else f".{hints.get(variable, number)}"
+                names[variable] = _unique(base + suffix, taken)
+    return names
+
+
+def _writers(
+    entries: Mapping[str, tuple[Dim, ...]], operations: Sequence[Draft]
+) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+    """Yield (entry, dimensions) with writers first: weights' rows, then whatever else carries a group."""
+    for operation in operations:
+        for role, entry in operation.parameters:
+            dims = entries[entry]
+            if role == "weight" or role.startswith("weight_"):
+                at = WRITTEN.get(operation.kind, 0)
+                yield entry, dims[at : at + 1]
+            elif role == "value":
+                yield entry, dims
+    yield from entries.items()
+
+
+def _base(entry: str) -> str:
+    """Return the name of the module that an entry belongs to; of the entry itself if there is none."""
+    module, _, last = entry.rpartition(".")
+    base = module or re.sub(r"^(weight|bias)_(ih|hh|hr)_l(\d+)", r"layer\3", last)
+    base = re.sub(r"[^A-Za-z0-9_.]", "_", base)
+    if module and (match := re.fullmatch(r"(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(_reverse)?", last)):
+        base += f".l{match[1]}{match[2] or ''}"
+    return base if re.match(r"[A-Za-z_]", base) else f"layer{base}"
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}_{number}", number + 1
+    taken.add(candidate)
+    return candidate
+
+
+def _hints(operations: Iterable[Draft]) -> dict[Dim, str]:
+    """Return what the parts of attention and of groups are called."""
+    hints: dict[Dim, str] = {}
+
+    def call(dims: Iterable[Dim], word: str) -> None:
+        for dim in dims:
+            for variable in leaves(dim):
+                hints.setdefault(variable, word)
+
+    for operation in operations:
+        if operation.kind == "sdpa":
+            q, k, v, *_ = operation.inputs
+            _attention(call, k.dims, v.dims, q.dims)
+        elif operation.kind == "matmul" and len(operation.inputs) == 2:
+            weights = _behind(operation.inputs[0], "softmax")
+            scores = _behind(weights, "matmul") if weights is not None else None
+            if scores is not None and len(scores.inputs) == 2:
+                q, k = scores.inputs
+                _attention(call, (*k.dims[:-2], k.dims[-1], k.dims[-2]), operation.inputs[1].dims, q.dims)
+        elif operation.kind == "group_norm":
+            channel = operation.dims[1].root()
+            if channel.state == "product" and len(channel.parts) == 2:
+                call(channel.parts[:1], "group")
+                call(channel.parts[1:], "within")
+        elif operation.kind.startswith("conv") and (dict(operation.attributes).get("groups") or 1) != 1:
+            at = len(operation.dims) - int(operation.kind.rstrip("d")[-1]) - 1
+            for dims in (operation.inputs[0].dims, operation.dims):
+                channel = dims[at].root()
+                if channel.state == "product" and len(channel.parts) == 2:
+                    call(channel.parts[:1], "group")
+                    call(channel.parts[1:], "within")
+    return hints
+
+
+def _attention(call: object, k: Sequence[Dim], v: Sequence[Dim], q: Sequence[Dim]) -> None:
+    assert callable(call)
+    call(q[-1:], "qk")
+    call(v[-1:], "v")
+    call(k[:-2], "head")
+    call(q[:-2], "query" if len(q) > 2 and q[-3].size != k[-3].size else "head")
+
+
+def _behind(operation: Draft | None, kind: str) -> Draft | None:
+    """Follow first inputs back, through elementwise operations and reshapes, to an operation of a kind."""
+    for _ in range(8):
+        if operation is None or operation.kind == kind:
+            return operation
+        operation = operation.inputs[0] if operation.inputs else None
+    return None

@@ -1,0 +1,113 @@
+"""From a module to the graph of its ATen operations, without running it and without changing it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map_only
+
+
+class DerivationError(ValueError):
+    """A module whose operations cannot be read, with what to do about it."""
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
+    """Return the exported, functional, undecomposed program of a module in evaluation mode.
+
+    Tensors are traced as fakes, so neither memory nor time grows with the network's size.
+
+    Raises:
+        DerivationError: the module cannot be exported.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, dict(kwargs)))
+    try:
+        with evaluation_mode(model), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, args, kwargs=dict(kwargs), strict=False)
+            if any(_mutates(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise DerivationError(
+            f"{type(model).__name__} cannot be exported: {type(error).__name__}: "
+            f"{reason[0] if reason else 'no message'}. torch.export follows the module once on the "
+            "example inputs: check that model(*args, **kwargs) runs, replace branches on tensor values, "
+            ".item() and numpy by tensor operations, or give the part of the model that can be traced; a spec "
+            "may also be written by hand in the notation of str(spec) and read with WeightSpec.parse"
+        ) from error
+    return program
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into evaluation mode, and back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def in_place_of_own(node: fx.Node) -> bool:
+    """Return whether an in-place operation changes a tensor that nothing else sees.
+
+    ``relu_`` on the fresh result of a convolution is as good as ``relu``.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not node.args:
+        return False
+    written = [arg.name for arg in schema.arguments if arg.alias_info and arg.alias_info.is_write]
+    target = node.args[0]
+    if written != [schema.arguments[0].name] or not isinstance(target, fx.Node):
+        return False
+    made_by = getattr(target.target, "_schema", None)
+    fresh = made_by is not None and not any(r.alias_info for r in made_by.returns)
+    return fresh and target.op == "call_function" and list(target.users) == [node]
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and not in_place_of_own(node)
+
+
+def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of state-dict names that are one tensor.
+
+    Raises:
+        DerivationError: two entries share memory without being the same tensor.
+    """
+    names: dict[tuple[object, ...], list[str]] = {}
+    spans: list[tuple[int, int, str, tuple[object, ...]]] = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            continue
+        key: tuple[object, ...] = (id(tensor),)
+        if tensor.numel() and not tensor.is_meta and tensor.layout == torch.strided and tensor.data_ptr():
+            key = (tensor.data_ptr(), tensor.device, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+            start = tensor.data_ptr()
+            spans.append((start, start + extent * tensor.element_size(), name, key))
+        names.setdefault(key, []).append(name)
+    _refuse_overlaps(spans)
+    return tuple(tuple(group) for group in names.values() if len(group) > 1)
+
+
+def _refuse_overlaps(spans: list[tuple[int, int, str, tuple[object, ...]]]) -> None:
+    last = None
+    for span in sorted(spans, key=lambda s: (str(s[3][1]), s[0])):
+        if last is not None and last[3][1] == span[3][1] and span[0] < last[1] and span[3] != last[3]:
+            raise DerivationError(
+                f"the entries {last[2]!r} and {span[2]!r} overlap in memory without being one tensor, so a "
+                "change of one changes the other in a way that a spec cannot say. Give each a tensor of its own"
+            )
+        if last is None or span[1] > last[1] or last[3][1] != span[3][1]:
+            last = span
