@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from metanet.nn.dws import DWSLayer as DWSLayer
     from metanet.nn.dws import DWSNet as DWSNet
     from metanet.nn.encoding import InputEncoding as InputEncoding
+    from metanet.nn.gmn import GMN as GMN
+    from metanet.nn.gmn import GMNConv as GMNConv
+    from metanet.nn.gmn import GMNProductConv as GMNProductConv
     from metanet.nn.heads import EquivariantHead as EquivariantHead
     from metanet.nn.heads import InvariantHead as InvariantHead
     from metanet.nn.linear import BlockLinear as BlockLinear
@@ -21,6 +24,9 @@ _HOMES = {
     "DWSNet": "dws",
     "EquivariantHead": "heads",
     "EquivariantLinear": "linear",
+    "GMN": "gmn",
+    "GMNConv": "gmn",
+    "GMNProductConv": "gmn",
     "InputEncoding": "encoding",
     "InvariantHead": "heads",
     "UNF": "unf",

@@ -17,6 +17,92 @@ from metanet.nn.graph_encoding import PlaceEncoder, ValueEncoder, ValueStandardi
 from metanet.nn.incidence import DenseIncidence, Incidence, IndexIncidence
 
 Readout = Literal["graph", "edge"]
+Message = Literal["mlp", "product"]
+
+
+class UnitUpdate(nn.Module):
+    """What units and graphs make of what the units collected: two-layer perceptrons with residuals.
+
+    Args:
+        channels: number of channels c.
+        collected: number of things each unit collected.
+    """
+
+    def __init__(self, channels: int, collected: int) -> None:
+        super().__init__()
+        self.graph_to_node = nn.Linear(channels, channels, bias=False)
+        self.node_in = nn.Linear((1 + collected) * channels, channels)
+        self.node_out = nn.Linear(channels, channels)
+        self.graph_mix = nn.Linear(3 * channels, channels)
+        self.graph_out = nn.Linear(channels, channels)
+
+    def forward(
+        self,
+        nodes: Tensor,
+        x: Tensor,
+        collected: list[Tensor],
+        graphs: Tensor,
+        u: Tensor,
+        incidence: Incidence,
+    ) -> tuple[Tensor, Tensor]:
+        """Return updated nodes ``[…, N, c]`` and graphs ``[b, c]``; x and u are the normalised ones."""
+        told = self.node_in(torch.cat([x, *collected], -1)) + incidence.from_graphs(self.graph_to_node(u))
+        nodes = nodes + self.node_out(nn.functional.silu(told))
+        pooled = incidence.to_graphs(incidence.to_blocks(torch.cat([nodes, collected[0]], -1)))
+        graphs = graphs + self.graph_out(nn.functional.silu(self.graph_mix(torch.cat([u, pooled], -1))))
+        return nodes, graphs
+
+
+class GMNProductConv(nn.Module):
+    r"""One round of product messages: what a unit sends is multiplied by the weight of the edge.
+
+    As `GMNConv`, with :math:`z_{ij} = (1, v_{ij}) G_t \odot B\,\mathrm{LN}(x_j)` summed instead of averaged
+    (`metanet.nn.product_messages`); edges keep no features, so that a dense block is one matrix product.
+
+    Args:
+        channels: number of channels c of nodes and graphs.
+        features: number k of features of an edge's value.
+        bidirectional: units collect from their readers too.
+
+    References:
+        Kalogeropoulos et al. 2024, Scale equivariant graph metanetworks, https://arxiv.org/abs/2406.10685,
+        eq. 11, on the updates of Lim et al. 2024.
+    """
+
+    def __init__(self, channels: int, features: int, *, bidirectional: bool = True) -> None:
+        super().__init__()
+        self.channels, self.features, self.bidirectional = channels, features, bidirectional
+        self.norm_nodes = nn.LayerNorm(channels)
+        self.norm_graphs = nn.LayerNorm(channels)
+        ways = 2 if bidirectional else 1
+        self.send = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(ways))
+        self.gain = nn.ModuleList(nn.Linear(channels, features * channels) for _ in range(ways))
+        self.update = UnitUpdate(channels, ways)
+
+    def forward(
+        self, nodes: Tensor, values: Tensor, places: Tensor, graphs: Tensor, incidence: Incidence
+    ) -> tuple[Tensor, Tensor]:
+        """Return updated nodes ``[…, N, c]`` and graphs ``[b, c]``.
+
+        Args:
+            nodes: ``[…, N, c]``.
+            values: ``[…, E, k]`` features of the edges' values.
+            places: ``[E, c]`` what an edge is.
+            graphs: ``[b, c]``.
+            incidence: of the graphs.
+        """
+        x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
+        collected = [
+            incidence.product(
+                values, send(x), gain(places).unflatten(-1, (self.features, -1)), outgoing=bool(way)
+            )
+            for way, (send, gain) in enumerate(zip(self.send, self.gain, strict=True))
+        ]
+        return self.update(nodes, x, collected, graphs, u, incidence)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Show the channels."""
+        return f"{self.channels}, features={self.features}, bidirectional={self.bidirectional}"
 
 
 class GMNConv(nn.Module):
@@ -68,11 +154,7 @@ class GMNConv(nn.Module):
         self.edge_out = nn.Linear(channels, channels) if update_edges else None
         if not update_nodes:
             return
-        self.graph_to_node = nn.Linear(channels, channels, bias=False)
-        self.node_in = nn.Linear((3 if bidirectional else 2) * channels, channels)
-        self.node_out = nn.Linear(channels, channels)
-        self.graph_mix = nn.Linear(3 * channels, channels)
-        self.graph_out = nn.Linear(channels, channels)
+        self.update = UnitUpdate(channels, 2 if bidirectional else 1)
 
     def forward(
         self, nodes: Tensor, edges: Tensor, graphs: Tensor, incidence: Incidence
@@ -89,11 +171,7 @@ class GMNConv(nn.Module):
         )
         if into is None:
             return nodes, edges, graphs
-        collected = [x, into] if out is None else [x, into, out]
-        told = self.node_in(torch.cat(collected, -1)) + incidence.from_graphs(self.graph_to_node(u))
-        nodes = nodes + self.node_out(nn.functional.silu(told))
-        pooled = incidence.to_graphs(incidence.to_blocks(torch.cat([nodes, into], -1)))
-        graphs = graphs + self.graph_out(nn.functional.silu(self.graph_mix(torch.cat([u, pooled], -1))))
+        nodes, graphs = self.update(nodes, x, [into] if out is None else [into, out], graphs, u, incidence)
         return nodes, edges, graphs
 
     def extra_repr(self) -> str:
@@ -130,6 +208,8 @@ class GMN(nn.Module):
             `WeightFeatures` from features, ``[E, out_channels]`` from graphs.
         readout_channels: width of the invariant readout; default 4 c.
         num_frequencies: sines and cosines of the parameters as further input; 0: none.
+        message: ``"mlp"`` as Lim et al. (`GMNConv`), or ``"product"`` (`GMNProductConv`): unit times weight,
+            as the network itself computes; cheaper, and better where the values matter (INRs).
         bidirectional: units collect from their readers too.
         dropout: before the last linear map of the invariant readout.
         dense: use the dense form where it applies.
@@ -150,6 +230,7 @@ class GMN(nn.Module):
         readout: Readout = "graph",
         readout_channels: int | None = None,
         num_frequencies: int = 0,
+        message: Message = "mlp",
         bidirectional: bool = True,
         dropout: float = 0.0,
         dense: bool = True,
@@ -159,6 +240,8 @@ class GMN(nn.Module):
             raise ValueError("hidden_channels, num_layers, out_channels and in_channels must be positive")
         if readout not in ("graph", "edge"):
             raise ValueError(f"readout is 'graph' or 'edge', found {readout!r}")
+        if message not in ("mlp", "product"):
+            raise ValueError(f"message is 'mlp' or 'product', found {message!r}")
         c = hidden_channels
         self.in_channels, self.out_channels, self.readout, self.dense = (
             in_channels,
@@ -172,15 +255,18 @@ class GMN(nn.Module):
         self.value = ValueEncoder(in_channels, c, num_frequencies)
         self.block_to_value = nn.Linear(c, 2 * c)
         self.start = nn.Parameter(torch.zeros(c))
-        self.layers = nn.ModuleList(
-            GMNConv(
-                c,
-                bidirectional=bidirectional,
-                update_nodes=readout == "graph" or i < num_layers - 1,
-                update_edges=readout == "edge" or i < num_layers - 1,
-            )
-            for i in range(num_layers)
-        )
+        self.layers = nn.ModuleList()
+        for i in range(num_layers):
+            last = i == num_layers - 1
+            if message == "product" and not (last and readout == "edge"):
+                features = 1 + in_channels * (1 + 2 * num_frequencies)
+                self.layers.append(GMNProductConv(c, features, bidirectional=bidirectional))
+            else:
+                updates = {
+                    "update_nodes": readout == "graph" or not last,
+                    "update_edges": readout == "edge" or not last,
+                }
+                self.layers.append(GMNConv(c, bidirectional=bidirectional, **updates))
         wide = readout_channels or 4 * c
         if readout == "graph":
             self.unit = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, wide), nn.SiLU())
@@ -232,9 +318,16 @@ class GMN(nn.Module):
                 f"this GMN reads {self.in_channels} values per parameter, found {given.values.shape[-1]}; "
                 "set in_channels"
             )
-        nodes, edges, graphs = self._encode(given)
+        nodes, values, places, graphs = self._encode(given)
+        edges: Tensor | None = None
         for layer in self.layers:
-            nodes, edges, graphs = layer(nodes, edges, graphs, given.incidence)
+            if isinstance(layer, GMNProductConv):
+                nodes, graphs = layer(
+                    nodes, _with_one(self.value.features(values)), places, graphs, given.incidence
+                )
+            else:
+                edges = self._edges(values, places) if edges is None else edges
+                nodes, edges, graphs = layer(nodes, edges, graphs, given.incidence)
         if self.readout == "graph":
             sites = self.site(given.incidence.to_blocks(self.unit(nodes)))
             result: Tensor = self.head(torch.cat([given.incidence.to_graphs(sites), graphs], -1))
@@ -278,7 +371,8 @@ class GMN(nn.Module):
         )
         return _Input(tensors, values, incidence, int(counts.sum()), None)
 
-    def _encode(self, given: _Input) -> tuple[Tensor, Tensor, Tensor]:
+    def _encode(self, given: _Input) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return nodes ``[…, N, c]``, values ``[…, E, in]``, places ``[E, c]``, graphs ``[b, c]``."""
         t, dtype = given.tensors, self.start.dtype
         blocks = self.words(t, given.num_blocks)
         is_edge = torch.ones(given.num_blocks, dtype=torch.bool, device=blocks.device)
@@ -286,15 +380,18 @@ class GMN(nn.Module):
         mean, scale = self.standardize(t["block_key"], t["block_type"], is_edge)
         node_block, edge_block = t["node_block"], t["edge_block"]
         nodes = self.places.nodes(t["x"].to(dtype)) + blocks[node_block]
-        gain, shift = self.block_to_value(blocks)[edge_block].chunk(2, -1)
-        shift = shift + self.places.edges(t["edge_position"].to(dtype))
+        places = blocks[edge_block] + self.places.edges(t["edge_position"].to(dtype))
         values = (given.values - mean[edge_block]) * scale[edge_block]
-        edges = self.value(values, 1 + gain, shift)
         if given.schema is not None:
             b = values.shape[0]
-            return nodes.expand(b, *nodes.shape), edges, self.start.expand(b, -1)
+            return nodes.expand(b, *nodes.shape), values, places, self.start.expand(b, -1)
         assert isinstance(given.incidence, IndexIncidence)
-        return nodes, edges, self.start.expand(given.incidence.num_graphs, -1)
+        return nodes, values, places, self.start.expand(given.incidence.num_graphs, -1)
+
+    def _edges(self, values: Tensor, places: Tensor) -> Tensor:
+        gain, shift = self.block_to_value(places).chunk(2, -1)
+        edges: Tensor = self.value(values, 1 + gain, shift)
+        return edges
 
     def __repr__(self) -> str:
         c = self.start.shape[0]
@@ -302,6 +399,10 @@ class GMN(nn.Module):
             f"GMN({self.in_channels} -> {self.out_channels} channels per {self.readout} | "
             f"{len(self.layers)} layers x {c} channels)"
         )
+
+
+def _with_one(values: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(values[..., :1]), values], -1)
 
 
 def _edge_sizes(schema: GraphSchema) -> list[int]:

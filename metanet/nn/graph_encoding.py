@@ -151,11 +151,16 @@ class ValueEncoder(nn.Module):
         powers = pi / 4 * 2.0 ** torch.arange(num_frequencies)
         self.register_buffer("frequencies", powers, persistent=False)
 
+    def features(self, values: Tensor) -> Tensor:
+        """Map ``[..., E, in_channels]`` to the features ``[..., E, k]``, k = in_channels (1 + 2 F)."""
+        if not self.num_frequencies:
+            return values
+        angles = (values[..., None] * self.frequencies.to(values)).flatten(-2)
+        return torch.cat([values, angles.sin(), angles.cos()], -1)
+
     def forward(self, values: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """Map ``[..., E, in_channels]`` to ``[..., E, c]``; gain and shift are ``[E, c]``."""
-        if self.num_frequencies:
-            angles = (values[..., None] * self.frequencies.to(values)).flatten(-2)
-            values = torch.cat([values, angles.sin(), angles.cos()], -1)
+        values = self.features(values)
         shift = torch.addcmul(shift, gain, self.linear.bias)
         if values.shape[-1] == 1:
             return torch.addcmul(shift, values, gain * self.linear.weight[:, 0])

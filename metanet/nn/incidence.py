@@ -15,6 +15,7 @@ from torch_geometric.utils import scatter
 
 from metanet.graph_schema import GraphSchema
 from metanet.nn.dense_exchange import dense_exchange
+from metanet.nn.product_messages import dense_product, index_product
 
 
 class Incidence(ABC):
@@ -46,6 +47,20 @@ class Incidence(ABC):
 
         Returns:
             Edges, and what units collect from incoming and from outgoing edges ``[…, N, c]``.
+        """
+
+    @abstractmethod
+    def product(self, values: Tensor, units: Tensor, gains: Tensor, *, outgoing: bool) -> Tensor:
+        """Let units collect what the units across their edges send, times the edges' values.
+
+        Args:
+            values: ``[…, E, k]``.
+            units: ``[…, N, c]``, what units send.
+            gains: ``[E, k, c]`` of the values (`metanet.nn.product_messages`).
+            outgoing: collect from the edges that leave a unit instead of those that arrive.
+
+        Returns:
+            ``[…, N, c]``.
         """
 
     @abstractmethod
@@ -102,6 +117,11 @@ class IndexIncidence(Incidence):
         back = scatter(z * weight[:, 1:], self.source, dim_size=n, reduce="sum") if outgoing else None
         return edges if out is None else edges + out(z), into, back
 
+    def product(self, values: Tensor, units: Tensor, gains: Tensor, *, outgoing: bool) -> Tensor:
+        """Gather and scatter; see `Incidence.product`."""
+        ends = (self.target, self.source) if outgoing else (self.source, self.target)
+        return index_product(values, units, gains, ends, self.fan[:, int(outgoing)], self.num_nodes)
+
     def to_blocks(self, nodes: Tensor) -> Tensor:
         """Scatter; see `Incidence.to_blocks`."""
         result: Tensor = scatter(nodes, self.site, dim_size=self.site_graph.shape[0], reduce="mean")
@@ -135,6 +155,10 @@ class DenseIncidence(Incidence):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Broadcast and average; see `Incidence.exchange`."""
         return dense_exchange(edges, source, target, maps, self.schema, incoming=incoming, outgoing=outgoing)
+
+    def product(self, values: Tensor, units: Tensor, gains: Tensor, *, outgoing: bool) -> Tensor:
+        """Multiply matrices; see `Incidence.product`."""
+        return dense_product(values, units, gains, self.schema, outgoing=outgoing)
 
     def to_blocks(self, nodes: Tensor) -> Tensor:
         """Average; see `Incidence.to_blocks`."""
