@@ -25,8 +25,8 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
 
     The module is exported in evaluation mode (and left as it was) and its ATen operations are interpreted
     with dimension variables in place of data: each state-dict entry starts with free axes, every operation
-    unifies, refines or fixes them, inputs and outputs are fixed. Whatever stays free is a group. The result is
-    sound for any operation: one without a rule fixes what it touches, and ``spec.lost`` says so.
+    unifies, refines or fixes them, inputs and outputs are fixed. Whatever stays free is a group. The result
+    is sound for any operation: one without a rule fixes what it touches, and ``spec.lost`` says so.
 
     Args:
         model: any module that torch.export can trace; it may live on the meta device.

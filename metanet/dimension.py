@@ -7,8 +7,8 @@ permutations, so their order matters little and any of them is sound at any time
 
 Two kinds stand apart. An *any* dimension is one along which a value does not vary (a zero state, an
 expanded batch): it agrees with everything. A *selector* and its *choices* are dimensions of a stacked tensor
-(``qkv`` as ``[3, heads, width]``, LSTM's final states ``[layers, batch, units]``) whose later dimensions differ
-from index to index of the selector until one index is taken.
+(``qkv`` as ``[3, heads, width]``, LSTM's final states ``[layers, batch, units]``) whose later dimensions
+differ from index to index of the selector until one index is taken.
 
 References:
     Robinson 1965, A machine-oriented logic based on the resolution principle (unification),

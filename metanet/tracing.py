@@ -39,8 +39,8 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             f"{type(model).__name__} cannot be exported: {type(error).__name__}: "
             f"{reason[0] if reason else 'no message'}. torch.export follows the module once on the "
             "example inputs: check that model(*args, **kwargs) runs, replace branches on tensor values, "
-            ".item() and numpy by tensor operations, or give the part of the model that can be traced; a spec "
-            "may also be written by hand in the notation of str(spec) and read with WeightSpec.parse"
+            ".item() and numpy by tensor operations, or give the part of the model that can be traced; a "
+            "spec may also be written by hand in the notation of str(spec) and read with WeightSpec.parse"
         ) from error
     return program
 
@@ -107,7 +107,7 @@ def _refuse_overlaps(spans: list[tuple[int, int, str, tuple[object, ...]]]) -> N
         if last is not None and last[3][1] == span[3][1] and span[0] < last[1] and span[3] != last[3]:
             raise DerivationError(
                 f"the entries {last[2]!r} and {span[2]!r} overlap in memory without being one tensor, so a "
-                "change of one changes the other in a way that a spec cannot say. Give each a tensor of its own"
+                "change of one changes the other in a way that a spec cannot say; give each its own tensor"
             )
         if last is None or span[1] > last[1] or last[3][1] != span[3][1]:
             last = span

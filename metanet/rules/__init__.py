@@ -2,12 +2,13 @@
 
 A rule is a function of one `Call`; `rule` registers it under the names of the operations in `RULES`. It
 unifies what an operation contracts or adds, cuts and splits what it reshapes, fixes what it tells apart by
-position, and returns its result with the operation's record for the skeleton. A user's own operation needs one
-such function. An operation without a rule fixes all it touches, and the spec names it in `WeightSpec.lost`.
+position, and returns its result with the operation's record for the skeleton. A user's own operation needs
+one such function. An operation without a rule fixes all it touches, and the spec names it in
+`WeightSpec.lost`.
 
 The vocabulary of the skeleton (`metanet.skeleton.Operation`). Every operation has one result; ``parameters``
-are named by the role in brackets; a parameter that is computed first (weight norm), or used as a plain tensor,
-is an input instead, the latter through an operation of kind ``parameter``.
+are named by the role in brackets; a parameter that is computed first (weight norm), or used as a plain
+tensor, is an input instead, the latter through an operation of kind ``parameter``.
 
 =====================================  ======================================================================
 kind                                   attributes

@@ -1,0 +1,301 @@
+"""Numerical proof of a spec: elements of its group keep the outputs, in float64 and on generic values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from metanet.axis import Perm, atoms
+from metanet.group import GroupElement
+from metanet.spec import FREEDOM_KINDS, FreedomKind, WeightSpec
+from metanet.tracing import evaluation_mode
+
+TOLERANCE = 1e-9
+"""Largest relative error of outputs in float64 that passes; rounding alone stays far below."""
+CHANGED = 1e-6
+"""Smallest relative change of outputs that a negative control must cause."""
+MOVED = "permutation"
+TOGETHER = "all together"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Args:
+        errors: for permutations, every kind of freedom, and all together: the worst relative error.
+        controls: for every group: how much the outputs change when it is permuted with one tensor left out; a
+            group that occurs in one tensor alone has no control.
+        dead: groups that no such control could tell from the identity.
+        unused: entries that no output depends on.
+        draws: elements drawn for each kind.
+    """
+
+    errors: Mapping[str, float]
+    controls: Mapping[str, float]
+    dead: tuple[str, ...]
+    unused: tuple[str, ...]
+    draws: int
+
+    @property
+    def max_error(self) -> float:
+        """Worst relative error: largest difference of an output over that output's root mean square."""
+        return max(self.errors.values(), default=0.0)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every element kept the function. Dead groups are a warning, not a failure."""
+        return self.max_error <= TOLERANCE
+
+    def __str__(self) -> str:
+        verdict = "the function is kept" if self.ok else "THE FUNCTION IS NOT KEPT: the spec is wrong"
+        lines = [f"{verdict}: worst relative error {self.max_error:.2g} over {self.draws} draws of each kind"]
+        lines += [f"  {kind}: {error:.2g}" for kind, error in self.errors.items()]
+        if self.controls:
+            weakest = min(self.controls, key=lambda name: self.controls[name])
+            lines.append(
+                f"negative controls: leaving one tensor out changes the outputs by "
+                f"{self.controls[weakest]:.2g} or more ({len(self.controls)} groups; least for {weakest})"
+            )
+        if self.dead:
+            lines.append(f"groups that the outputs do not tell apart: {', '.join(self.dead)}")
+        if self.unused:
+            lines.append(f"entries that no output depends on: {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+
+def verify(
+    spec: WeightSpec,
+    model: nn.Module,
+    *args: Any,
+    draws: int = 3,
+    seed: int = 0,
+    kinds: Iterable[FreedomKind] | Literal["all"] = "all",
+    **kwargs: Any,
+) -> Verification:
+    """Prove a spec numerically: compare the outputs of a model before and after random elements.
+
+    The model is copied to float64 in evaluation mode and every parameter and buffer gets a generic value
+    first: at its initial values, a spec that forgets the statistics of a BatchNorm would pass. Whatever the
+    module casts to a lower precision stays in float64. Floating-point inputs are drawn anew, others kept.
+
+    Args:
+        spec: derived, or written by hand.
+        model: the network; it is not changed. One on the meta device is given memory.
+        *args: example inputs.
+        draws: number of elements of each kind.
+        seed: of values, inputs and elements.
+        kinds: freedoms beside permutation to draw.
+        **kwargs: further example inputs.
+
+    Returns:
+        Errors by kind, negative controls, dead groups and unused entries.
+
+    Raises:
+        ValueError: the spec does not fit the model, or the outputs are not finite floating-point tensors.
+    """
+    state = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    spec.check({name: tuple(tensor.shape) for name, tensor in state.items()})
+    wanted = [kind for kind in FREEDOM_KINDS if kinds == "all" or kind in set(kinds)]
+    if kinds != "all" and (unknown := set(kinds) - set(FREEDOM_KINDS)):
+        raise ValueError(f"unknown freedoms {sorted(unknown)}; the known ones are {', '.join(FREEDOM_KINDS)}")
+    generator = torch.Generator().manual_seed(seed)
+    network = _Network(model, spec, generator, args, kwargs)
+    errors: dict[str, float] = {}
+
+    def draw(label: str, kinds: Sequence[FreedomKind], *, permute: bool) -> None:
+        for _ in range(draws):
+            element = GroupElement.random(spec, generator, kinds=kinds, permute=permute)
+            errors[label] = max(errors.get(label, 0.0), network.error(element @ network.values))
+
+    present = [kind for kind in wanted if any(group.freedom(kind) for group in spec.groups)]
+    draw(MOVED, [], permute=True)
+    for kind in present:
+        draw(kind, [kind], permute=False)
+    if present:
+        draw(TOGETHER, present, permute=True)
+    controls, dead = _controls(spec, network)
+    return Verification(errors, controls, dead, network.unused(), draws)
+
+
+def _controls(spec: WeightSpec, network: _Network) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Permute one group at a time with one tensor left out, the largest first, until the outputs change."""
+    first = {name: tie[0] for tie in spec.ties for name in tie}
+    controls: dict[str, float] = {}
+    for group in spec.groups:
+        shift = torch.arange(group.size).roll(1)
+        if group.parent is not None:
+            shift = shift.expand(spec.sizes[group.parent], -1).contiguous()
+        element = GroupElement(spec, {group.name: shift}, {})
+        moved = element @ network.values
+        carriers = {
+            first.get(name, name)
+            for name, axes in spec.entries
+            if any(isinstance(a, Perm) and a.group == group.name for axis in axes for a in atoms(axis))
+        }
+        if len(carriers) < 2:
+            continue
+        controls[group.name] = 0.0
+        for name in sorted(carriers, key=lambda name: (-network.values[name].numel(), name)):
+            partly = {
+                key: network.values[key] if first.get(key, key) == name else tensor
+                for key, tensor in moved.items()
+            }
+            controls[group.name] = max(controls[group.name], network.error(partly))
+            if controls[group.name] > CHANGED:
+                break
+    return controls, tuple(name for name, change in controls.items() if change <= CHANGED)
+
+
+class _Network:
+    """A float64 copy of a model with generic values, whose state is replaced at will."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: WeightSpec,
+        generator: torch.Generator,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.model = _materialised(deepcopy(model)).cpu().double().requires_grad_(False)
+        self.arguments = tree_map_only(
+            Tensor, lambda tensor: _generic_input(tensor, generator), (args, dict(kwargs))
+        )
+        roles = {entry: role for op in spec.operations for role, entry in op.parameters}
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        same = {name: tie[0] for tie in spec.ties for name in tie}
+        self.values: dict[str, Tensor] = {}
+        for name, tensor in self.tensors().items():
+            shared = self.values.get(same.get(name, name))
+            self.values[name] = (
+                _generic(name, tensor, roles.get(name), name in parameters, generator)
+                if shared is None
+                else shared
+            )
+        self.expected = self.outputs(self.values)
+        if not self.expected:
+            raise ValueError("the model returns no floating-point tensor, so there is nothing to compare")
+        if not all(bool(output.isfinite().all()) for output in self.expected):
+            raise ValueError(
+                "the model's outputs are not finite on generic values of its parameters and normal inputs, "
+                "so nothing can be compared; pass integer inputs where it expects indices"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the state dict themselves."""
+        return {k: t for k, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+
+    def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the floating-point outputs for a state."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluation_mode(self.model):
+            for name, tensor in self.tensors().items():
+                tensor.copy_(state[name])
+            torch.manual_seed(0)
+            args, kwargs = tree_map_only(Tensor, Tensor.clone, self.arguments)
+            with _default_float64(), _Float64():  # type: ignore[no-untyped-call]
+                returned = self.model(*args, **kwargs)
+        leaves = [leaf for leaf in tree_leaves(_plain(returned)) if isinstance(leaf, Tensor)]
+        return [leaf.clone() for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+
+    def error(self, state: Mapping[str, Tensor]) -> float:
+        """Return the largest difference of the outputs for a state, relative to each output's rms."""
+        worst = 0.0
+        for output, expected in zip(self.outputs(state), self.expected, strict=True):
+            if output.shape != expected.shape:
+                return inf
+            if output.numel():
+                scale = float(expected.abs().square().mean().sqrt())
+                error = float((output - expected).abs().max()) / (scale if scale > 0 else 1.0)
+                worst = max(worst, error if error == error else inf)
+        return worst
+
+    def unused(self) -> tuple[str, ...]:
+        """Return the entries that may be changed without changing an output."""
+        return tuple(name for name in self.values if self.idle(name))
+
+    def idle(self, name: str) -> bool:
+        value = self.values[name]
+        if not value.numel():
+            return True
+        changed = value * 1.25 + 0.25 if value.is_floating_point() else value + 1
+        state = {key: changed if tensor is value else tensor for key, tensor in self.values.items()}
+        return self.error(state) == 0.0
+
+
+def _materialised(model: nn.Module) -> nn.Module:
+    """Give tensors on the meta device memory, non-persistent buffers a generic value."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = nn.Parameter(torch.zeros(parameter.shape), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                values = torch.linspace(0.5, 2.0, max(buffer.numel(), 1))[: buffer.numel()]
+                module._buffers[name] = values.reshape(buffer.shape).to(buffer.dtype)
+    return model
+
+
+def _generic_input(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if tensor.is_floating_point():
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
+
+
+def _generic(
+    name: str, tensor: Tensor, role: str | None, parameter: bool, generator: torch.Generator
+) -> Tensor:
+    """Return a generic value of an entry: nothing zero, one, or twice the same, activations of order one."""
+    if not tensor.is_floating_point():
+        return tensor.detach().clone()
+    uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    positive = role == "running_var" or name.endswith("running_var")
+    if positive or (not parameter and tensor.numel() > 0 and bool((tensor > 0).all())):
+        return uniform * 1.5 + 0.5
+    if tensor.ndim >= 2:
+        fan_in = max(tensor[0].numel(), 1)
+        return (uniform * 2 - 1) * float((3 / fan_in) ** 0.5)
+    negative = torch.randint(2, tensor.shape, generator=generator).bool()
+    return torch.where(negative, -1.0, 1.0) * (uniform * 0.6 + 0.2)
+
+
+class _Float64(TorchDispatchMode):
+    """Keeps in float64 whatever a module casts to or makes in another floating-point type."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def widen(value: Any) -> Any:
+            if isinstance(value, torch.dtype) and value.is_floating_point:
+                return torch.float64
+            narrow = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            return value.double() if narrow and not func._schema.is_mutable else value
+
+        args, kwargs = tree_map(widen, (tuple(args), dict(kwargs or {})))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _default_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _plain(value: Any) -> Any:
+    """Return what a model returned as mappings and sequences: some return objects of their own."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
