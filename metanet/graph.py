@@ -24,7 +24,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from metanet.features import WeightFeatures, feature_layout, feature_spec
-from metanet.graph_builder import build_schema
+from metanet.graph_operations import build_schema
 from metanet.graph_schema import GraphSchema
 from metanet.skeleton import Operation
 from metanet.spec import WeightSpec

@@ -8,7 +8,7 @@ the reader having order 1. Kinds, roles and attributes are all words, so nothing
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import asinh, isfinite, log
+from math import asinh, isnan, log
 from typing import TypeAlias
 from zlib import crc32
 
@@ -19,101 +19,63 @@ from metanet.skeleton import Attribute, Operation
 
 Scalar: TypeAlias = bool | int | float | str | None
 
+_PER_DIMENSION = (
+    "stride",
+    "padding",
+    "dilation",
+    "kernel_size",
+    "output_padding",
+    "output_size",
+    "dims",
+    "pad",
+)
 NAMES: tuple[str, ...] = (
-    *("kind", "role", "part", "slot", "site", "output", "layer", "reverse"),
-    *("stride", "padding", "dilation", "groups", "kernel_size", "output_padding", "output_size", "ceil_mode"),
     *(
-        "eps",
-        "momentum",
-        "training",
-        "heads",
-        "kv_heads",
-        "is_causal",
-        "scale",
-        "dropout_p",
-        "p",
-        "negative_slope",
+        "kind",
+        "role",
+        "site",
+        "slot",
+        "part",
+        "part.1",
+        "layer",
+        "reverse",
+        "scalar",
+        "alpha",
+        "value",
+        "values",
     ),
-    *("omega", "alpha", "beta", "value", "other", "exponent", "approximate", "threshold", "lower", "upper"),
-    *(
-        "min",
-        "max",
-        "dim",
-        "dims",
-        "keepdim",
-        "start",
-        "stop",
-        "end",
-        "step",
-        "index",
-        "size",
-        "sizes",
-        "sections",
-    ),
-    *(
-        "shape",
-        "start_dim",
-        "end_dim",
-        "num_groups",
-        "num_layers",
-        "bidirectional",
-        "batch_first",
-        "has_biases",
-    ),
-    *("padding_idx", "normalized_shape", "transposed", "count_include_pad", "divisor_override", "mode"),
-    *("scale_factor", "align_corners", "dtype", "diagonal", "dim0", "dim1", "enable_gqa", "nonlinearity"),
+    *(f"part.{dim}.{level}" for dim in range(4) for level in range(2)),
+    *(name + suffix for name in _PER_DIMENSION for suffix in ("", ".1", ".2", ".3", ".4", ".5")),
+    *("groups", "ceil_mode", "count_include_pad", "divisor_override", "eps", "momentum", "num_groups"),
+    *("normalized_shape", "padding_idx", "has_biases", "num_layers", "bidirectional", "batch_first"),
+    *("heads", "kv_heads", "is_causal", "scale", "negative_slope", "approximate", "min", "max", "beta"),
+    *("threshold", "input_scale", "min_val", "max_val", "lambd", "dim", "keepdim", "index", "start", "stop"),
+    *("step", "mode", "equation", "align_corners", "scale_factors", "correction", "unbiased", "ord", "p"),
+    *("diagonal", "shifts", "factor", "rounding_mode", "norm_type"),
 )
 TEXTS: tuple[str, ...] = (
     *("None", "input", "constant", "output", "parameter", "unit", "bias", "norm", "join", "hub", "unused"),
-    *("weight", "running_mean", "running_var", "gain", "structure", "residual"),
-    *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "embedding", "lstm", "gru"),
+    *("weight", "running_mean", "running_var", "gain", "structure", "residual", "recurrent", "regroup"),
+    *("broadcast", "value", "w_ih", "w_hh", "b_ih", "b_hh"),
     *(
-        "rnn_tanh",
-        "rnn_relu",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "pow",
-        "matmul",
-        "bmm",
-        "cat",
-        "stack",
-        "sdpa",
+        f"{name}_l{layer}{way}"
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        for layer in range(4)
+        for way in ("", "_reverse")
     ),
-    *(
-        "relu",
-        "leaky_relu",
-        "gelu",
-        "silu",
-        "tanh",
-        "sigmoid",
-        "sin",
-        "cos",
-        "abs",
-        "exp",
-        "log",
-        "sqrt",
-        "rsqrt",
-    ),
-    *("elu", "selu", "celu", "softplus", "softsign", "hardtanh", "hardswish", "hardsigmoid", "relu6", "mish"),
-    *("prelu", "glu", "softmax", "log_softmax", "identity", "dropout", "clamp", "reciprocal", "square"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *(
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "mean",
-        "sum",
-        "amax",
-        "max",
-        "min",
-    ),
-    *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze", "expand"),
-    *("contiguous", "split", "chunk", "unbind", "select", "slice", "getitem", "index", "roll", "flip", "pad"),
-    *("upsample", "interpolate", "pixel_shuffle", "addmm", "mm", "einsum", "none", "zeros", "reflect"),
+    *(f"{kind}{n}d" for kind in ("conv", "conv_transpose", "max_pool", "avg_pool") for n in (1, 2, 3)),
+    *(f"adaptive_{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3)),
+    *("linear", "matmul", "addmm", "einsum", "bilinear", "outer", "embedding", "one_hot", "sdpa"),
+    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "weight_norm"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+    *("add", "sub", "mul", "div", "pow", "neg", "maximum", "minimum", "abs", "exp", "log", "sqrt", "rsqrt"),
+    *("reciprocal", "square", "sin", "cos", "tan", "sinh", "cosh", "tanh", "sigmoid", "log_sigmoid", "erf"),
+    *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus"),
+    *("softshrink", "hardshrink", "hardtanh", "hardswish", "hardsigmoid", "clamp", "clamp_min", "clamp_max"),
+    *("softmax", "log_softmax", "cumsum", "mean", "sum", "amax", "amin", "max", "min", "var", "std"),
+    *("logsumexp", "prod", "linalg_vector_norm", "reshape", "transpose", "expand", "repeat", "cat", "stack"),
+    *("select", "slice", "getitem", "index", "gather", "flip", "roll", "pad", "upsample", "pixel_shuffle"),
+    *("pixel_unshuffle", "im2col", "diagonal", "where", "none", "zeros", "reflect", "same", "valid"),
 )
 """Known words, each with an embedding of its own. A trained model stores rows in this order: append only."""
 
@@ -122,6 +84,8 @@ HASHED = 256
 NUMBERS = 4
 """Width of a numeric value as a feature."""
 MAX_ORDER = 15
+LARGEST = 1e12
+"""Numbers beyond it, infinities too, count as this."""
 
 _NAME = {word: position for position, word in enumerate(NAMES)}
 _TEXT = {word: position for position, word in enumerate(TEXTS)}
@@ -149,13 +113,9 @@ class Word:
         if self.value is None or isinstance(self.value, str):
             return (0.0,) * NUMBERS
         number = float(self.value)
-        number = (
-            max(-1e12, min(1e12, number))
-            if isfinite(number) or number != number
-            else 1e12 * (1 if number > 0 else -1)
-        )
-        if number != number:
+        if isnan(number):
             return (0.0, 0.0, 0.0, 1.0)
+        number = max(-LARGEST, min(LARGEST, number))
         return (1.0, asinh(number), log(abs(number) + 1e-8) / 8, float(isinstance(self.value, bool)))
 
 
