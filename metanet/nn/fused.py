@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metanet.nn.walk import Walk, gathered_sources, run_walk
+from metanet.nn.views import gather
+from metanet.nn.walk import Walk, complete, pool_block, run_walk
 
 CHUNK_BYTES = 1 << 21
 """Size of the largest block's activations in one chunk: a few times a core's second-level
@@ -38,6 +39,11 @@ class Trunk:
     def num_layers(self) -> int:
         """Number of layers."""
         return len(self.widths) - 1
+
+    @property
+    def per_layer(self) -> int:
+        """Number of parameters of a layer: its bias and its matrices."""
+        return 1 + len(self.walks[0].products)
 
     def activated(self, layer: int) -> bool:
         """Whether a ReLU follows a layer."""
@@ -72,76 +78,129 @@ class _TrunkFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, trunk: Trunk, num_blocks: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         blocks, parameters = tensors[:num_blocks], tensors[num_blocks:]
-        record = any(ctx.needs_input_grad)
-        saved: list[Tensor] = []
-        results: list[list[Tensor]] = []
-        for part in trunk.chunks(blocks):
-            current = [block[part] for block in blocks]
-            for layer, (bias, matrices) in enumerate(_by_layer(trunk, parameters)):
-                current, sources = run_walk(trunk.walks[0], current, matrices, trunk.widths[layer + 1], bias)
-                if record:
-                    saved += sources
-                if trunk.activated(layer):
-                    for value in current:
-                        value.relu_()
-                    if record:
-                        saved += current
-            results.append([_mean(value) for value in current] if trunk.means else current)
-        ctx.save_for_backward(*parameters, *saved)
-        ctx.trunk, ctx.num_blocks = trunk, num_blocks
-        ctx.parts = trunk.chunks(blocks)
-        return tuple(r[0] if len(r) == 1 else torch.cat(r) for r in zip(*results, strict=True))
+        saved: list[Tensor] | None = [] if any(ctx.needs_input_grad) else None
+        parts = trunk.chunks(blocks)
+        results = [
+            _chunk_forward(trunk, [block[part] for block in blocks], parameters, saved) for part in parts
+        ]
+        ctx.save_for_backward(*parameters, *(saved or ()))
+        ctx.trunk, ctx.num_blocks, ctx.parts = trunk, num_blocks, parts
+        return tuple(_joined(list(r)) for r in zip(*results, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         trunk: Trunk = ctx.trunk
         saved = list(ctx.saved_tensors)
-        count = 1 + len(trunk.walks[0].products)
-        parameters = saved[: count * trunk.num_layers]
+        count = trunk.num_layers * trunk.per_layer
+        parameters = saved[:count]
         totals = [torch.zeros_like(parameter) for parameter in parameters]
         transposed = [parameter.t() for parameter in parameters]
-        needs_input = any(ctx.needs_input_grad[2 : 2 + ctx.num_blocks])
-        inputs: list[list[Tensor]] = []
-        for part in reversed(ctx.parts):
-            upstream = [grad[part] for grad in grads]
-            if trunk.means:
-                shapes = trunk.walks[0].plan.shapes
-                upstream = [_unmean(g, shape) for g, shape in zip(upstream, shapes, strict=True)]
-            for layer in range(trunk.num_layers - 1, -1, -1):
-                if trunk.activated(layer):
-                    values = _pop(saved, ctx.num_blocks)
-                    owned = layer + 1 < trunk.num_layers
-                    upstream = [_masked(g, v, owned) for g, v in zip(upstream, values, strict=True)]
-                sources = _pop(saved, count - 1)
-                here = slice(layer * count + 1, (layer + 1) * count)
-                below = needs_input or layer > 0
-                upstream, targets = _down(trunk, layer, upstream, transposed[here], below)
-                totals[layer * count].add_(targets[0].sum(0))
-                for total, source, target in zip(totals[here], sources, targets, strict=True):
-                    total.addmm_(source.t(), target)
-            inputs.append(upstream)
+        below = any(ctx.needs_input_grad[2 : 2 + ctx.num_blocks])
+        inputs = [
+            _chunk_backward(trunk, [grad[part] for grad in grads], saved, transposed, totals, below)
+            for part in reversed(ctx.parts)
+        ]
         gradients: list[Tensor | None] = [None] * ctx.num_blocks
-        if needs_input:
-            gradients = [g[0] if len(g) == 1 else torch.cat(g) for g in zip(*inputs[::-1], strict=True)]
+        if below:
+            gradients = [_joined(list(g)) for g in zip(*inputs[::-1], strict=True)]
         return (None, None, *gradients, *totals)
 
 
-def _by_layer(trunk: Trunk, parameters: Sequence[Tensor]) -> list[tuple[Tensor, Sequence[Tensor]]]:
-    count = 1 + len(trunk.walks[0].products)
-    return [
-        (parameters[i * count], parameters[i * count + 1 : (i + 1) * count]) for i in range(trunk.num_layers)
-    ]
+def _chunk_forward(
+    trunk: Trunk, blocks: Sequence[Tensor], parameters: Sequence[Tensor], saved: list[Tensor] | None
+) -> list[Tensor]:
+    """Run all layers; append to ``saved`` what each layer's matrices met, and its blocks if activated."""
+    walk = trunk.walks[0]
+    plan = walk.plan
+    nodes: list[Tensor | None] = [None] * len(plan.nodes)
+    for number, block in enumerate(blocks):
+        pool_block(plan, nodes, number, block)
+    for layer in range(trunk.num_layers):
+        bias, *matrices = parameters[layer * trunk.per_layer : (layer + 1) * trunk.per_layer]
+        outputs: list[Tensor | None] = [None] * len(plan.nodes)
+        last, activated = layer + 1 == trunk.num_layers, trunk.activated(layer)
+
+        def finish(
+            number: int,
+            value: Tensor,
+            outputs: list[Tensor | None] = outputs,
+            last: bool = last,
+            activated: bool = activated,
+        ) -> None:
+            if activated:
+                value.relu_()
+            if last:
+                outputs[number] = value
+            else:
+                pool_block(plan, outputs, number, value)
+
+        flats = run_walk(walk, complete(nodes), matrices, trunk.widths[layer + 1], finish, bias=bias)
+        nodes = outputs
+        if saved is not None:
+            saved += flats
+            saved += complete(nodes[: len(blocks)]) if activated else []
+    results = complete(nodes[: len(blocks)])
+    return [_mean(value) for value in results] if trunk.means else results
 
 
-def _down(
-    trunk: Trunk, layer: int, upstream: Sequence[Tensor], matrices: Sequence[Tensor], below: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gradients of a layer's input blocks (if wanted) and of what its products gave."""
+def _chunk_backward(
+    trunk: Trunk,
+    grads: Sequence[Tensor],
+    saved: list[Tensor],
+    matrices: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    below: bool,
+) -> list[Tensor]:
+    """Run all layers backwards, taking what the chunk saved off the list; return the inputs' gradients.
+
+    ``totals`` collects the gradients of the parameters.
+    """
     walk = trunk.walks[1]
-    if below:
-        return run_walk(walk, upstream, matrices, trunk.widths[layer])
-    return [], gathered_sources(walk, upstream)
+    plan, num_blocks = walk.plan, len(grads)
+    if trunk.means:
+        grads = [_unmean(grad, shape) for grad, shape in zip(grads, plan.shapes, strict=True)]
+    nodes: list[Tensor | None] = [None] * len(plan.nodes)
+    values = _pop(saved, num_blocks) if trunk.activated(trunk.num_layers - 1) else None
+    for number, grad in enumerate(grads):
+        masked = grad if values is None else torch.ops.aten.threshold_backward(grad, values[number], 0)
+        pool_block(plan, nodes, number, masked)
+    for layer in range(trunk.num_layers - 1, -1, -1):
+        first = layer * trunk.per_layer
+        sources = _pop(saved, trunk.per_layer - 1)
+        values = _pop(saved, num_blocks) if layer else None
+        outputs: list[Tensor | None] = [None] * len(plan.nodes)
+
+        def visit(number: int, flat: Tensor, first: int = first, sources: list[Tensor] = sources) -> None:
+            if number == 0:
+                totals[first].add_(flat.sum(0))
+            totals[first + 1 + number].addmm_(sources[number].t(), flat)
+
+        def finish(
+            number: int,
+            value: Tensor,
+            outputs: list[Tensor | None] = outputs,
+            values: list[Tensor] | None = values,
+        ) -> None:
+            if values is None:
+                outputs[number] = value
+                return
+            torch.ops.aten.threshold_backward.grad_input(value, values[number], 0, grad_input=value)
+            pool_block(plan, outputs, number, value)
+
+        found = complete(nodes)
+        if layer == 0 and not below:
+            for product in walk.products:
+                visit(product.number, gather(product.reads, found).flatten(0, -2))
+            return []
+        here = matrices[first + 1 : first + trunk.per_layer]
+        run_walk(walk, found, here, trunk.widths[layer], finish, visit=visit)
+        nodes = outputs
+    return complete(nodes[:num_blocks])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _pop(saved: list[Tensor], count: int) -> list[Tensor]:
@@ -160,10 +219,3 @@ def _unmean(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
         return grad
     small = (grad / prod(shape)).reshape(grad.shape[0], *[1] * len(shape), grad.shape[-1])
     return small.expand(grad.shape[0], *shape, grad.shape[-1])
-
-
-def _masked(grad: Tensor, value: Tensor, owned: bool) -> Tensor:
-    """Return the gradient where the activation let something through; in place if it is ours."""
-    if owned:
-        return torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=grad)  # type: ignore[no-any-return]
-    return torch.ops.aten.threshold_backward(grad, value, 0)  # type: ignore[no-any-return]

@@ -88,12 +88,14 @@ class Plan:
         nodes: of the view tree.
         products: one per signature.
         shapes: sizes of the group axes of every block.
+        views: for every block, the numbers of its nodes but the first, which is the block itself.
     """
 
     basis: Basis
     nodes: tuple[Node, ...]
     products: tuple[Product, ...]
     shapes: tuple[tuple[int, ...], ...]
+    views: tuple[tuple[int, ...], ...]
 
 
 def make_plan(layout: tuple[BlockLayout, ...], sizes: Mapping[str, int]) -> Plan:
@@ -158,7 +160,11 @@ def _make_plan(layout: tuple[BlockLayout, ...], items: tuple[tuple[str, int], ..
         for s in basis.signatures
     )
     shapes = tuple(tuple(sizes[group] for group in block.groups) for block in layout)
-    return Plan(basis, tuple(nodes), products, shapes)
+    views = tuple(
+        tuple(i for i, node in enumerate(nodes) if node.block == block and node.parent >= 0)
+        for block in range(len(layout))
+    )
+    return Plan(basis, tuple(nodes), products, shapes, views)
 
 
 def diagonal(tensor: Tensor, merged: Sequence[Sequence[int]]) -> Tensor:

@@ -9,7 +9,7 @@ the product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,119 +61,154 @@ class Multiply:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of a late product that belongs to one block.
+
+    Args:
+        number: of the signature.
+        position: of the block among the slots written to.
+    """
+
+    number: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Walk:
     """The steps of one direction.
 
     Args:
         plan: of the layer.
         products: in the order of the signatures.
-        spreads: in an order in which every node is complete before it is added to its parent.
+        spreads: of every block, in an order in which a node is complete before it is added to its parent.
+        pieces: of every block.
     """
 
     plan: Plan
     products: tuple[Multiply, ...]
-    spreads: tuple[Spread, ...]
+    spreads: tuple[tuple[Spread, ...], ...]
+    pieces: tuple[tuple[Piece, ...], ...]
 
 
 def make_walk(plan: Plan, *, backward: bool) -> Walk:
     """Return the walk of a layer, from readings to writings or, backwards, from writings to readings."""
     products = []
     filled: set[int] = set()
+    pieces: list[list[Piece]] = [[] for _ in plan.shapes]
     for number, product in enumerate(plan.products):
         reads, writes, blocks = product.readings, product.writings, product.write_blocks
         if backward:
             reads, writes, blocks = writes, reads, product.read_blocks
         late = bool(product.groups) and all(plan.nodes[s.node].parent < 0 and s.order is None for s in writes)
         products.append(Multiply(number, reads, writes, blocks, late))
-        if not late:
+        if late:
+            for position, block in enumerate(blocks):
+                pieces[block].append(Piece(number, position))
+        else:
             filled |= {slot.node for slot in writes}
     children: dict[int, list[int]] = {}
     for number, node in enumerate(plan.nodes):
         if node.parent >= 0:
             children.setdefault(node.parent, []).append(number)
-    spreads: list[Spread] = []
 
-    def settle(number: int) -> None:
+    def settle(number: int) -> list[Spread]:
+        before: list[Spread] = []
         steps: list[Spread] = []
         for child in sorted(children.get(number, []), key=lambda c: plan.nodes[c].dim == 0):
-            settle(child)
+            before += settle(child)
             node = plan.nodes[child]
             if child in filled:
-                steps.append(Spread(child, number, node.dim, node.size, node.merged, number not in filled))
+                fresh = number not in filled
+                steps.append(Spread(child, number, node.dim, node.size, node.merged, fresh))
                 filled.add(number)
         if len(steps) > 1 and steps[0].fresh and steps[1].dim:
-            first, second = steps[:2]
-            steps[:2] = [replace(first, other=second)]
-        spreads.extend(steps)
+            steps[:2] = [replace(steps[0], other=steps[1])]
+        return before + steps
 
-    for number in range(len(plan.shapes)):
-        settle(number)
-    return Walk(plan, tuple(products), tuple(spreads))
+    spreads = tuple(tuple(settle(number)) for number in range(len(plan.shapes)))
+    return Walk(plan, tuple(products), spreads, tuple(map(tuple, pieces)))
 
 
 def run_walk(
     walk: Walk,
-    blocks: Sequence[Tensor],
+    nodes: Sequence[Tensor],
     matrices: Sequence[Tensor],
     widths: Sequence[int],
+    finish: Callable[[int, Tensor], None],
+    *,
     bias: Tensor | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
+    visit: Callable[[int, Tensor], None] | None = None,
+) -> list[Tensor]:
     """Apply a layer's linear map, or its transpose, without recording anything.
+
+    What is done to one block is done in a row, so that the block is still in cache.
 
     Args:
         walk: which direction.
-        blocks: ``[n, *group axes, width]``.
+        nodes: tensor of every node of the view tree (`pool_block`).
         matrices: of every signature, in this direction: ``[sum of source widths, sum of target widths]``.
         widths: target width of every block.
+        finish: called with the number and tensor of every target block once it is complete; the tensor is
+            the caller's, who may write to it.
         bias: added to the product without indices.
+        visit: called with the number of every signature and what its matrix is about to be multiplied with.
 
     Returns:
-        The target blocks, and what every matrix was multiplied with, ``[n · sizes, sum of source widths]``.
+        What every matrix was multiplied with, ``[n · sizes, sum of source widths]``.
     """
-    nodes = pooled_nodes(walk, blocks)
     values: list[Tensor | None] = [None] * len(nodes)
-    sources: list[Tensor] = []
+    columns: list[Sequence[Tensor]] = []
+    flats: list[Tensor] = []
     for product, matrix in zip(walk.products, matrices, strict=True):
         source = gather(product.reads, nodes)
         flat = source.reshape(-1, source.shape[-1])
-        sources.append(flat)
-        if not product.late:
-            result = flat @ matrix if bias is None or product.number else torch.addmm(bias, flat, matrix)
-            parts = result.view(*source.shape[:-1], matrix.shape[1]).split(
-                [widths[b] for b in product.blocks], -1
-            )
-            for slot, part in zip(product.writes, parts, strict=True):
-                placed = part if slot.back is None else part.permute(slot.back)
-                value = values[slot.node]
-                values[slot.node] = placed if value is None else value.add_(placed)
-    for step in walk.spreads:
-        _spread(step, values)
-    for product, matrix, flat in zip(walk.products, matrices, sources, strict=True):
+        flats.append(flat)
+        extents = [widths[block] for block in product.blocks]
         if product.late:
-            columns = matrix.split([widths[b] for b in product.blocks], 1)
-            for slot, block, column in zip(product.writes, product.blocks, columns, strict=True):
-                whole = values[slot.node]
-                if whole is None:
-                    shape = (blocks[0].shape[0], *walk.plan.shapes[block], widths[block])
-                    values[slot.node] = torch.mm(flat, column).view(shape)
-                else:
-                    whole.view(-1, widths[block]).addmm_(flat, column)
-    results = [value for value in values[: len(walk.plan.shapes)] if value is not None]
-    assert len(results) == len(walk.plan.shapes)
-    return results, sources
+            columns.append(matrix.split(extents, 1))
+            continue
+        columns.append(())
+        if visit is not None:
+            visit(product.number, flat)
+        result = flat @ matrix if bias is None or product.number else torch.addmm(bias, flat, matrix)
+        parts = result.view(*source.shape[:-1], matrix.shape[1]).split(extents, -1)
+        for slot, part in zip(product.writes, parts, strict=True):
+            placed = part if slot.back is None else part.permute(slot.back)
+            value = values[slot.node]
+            values[slot.node] = placed if value is None else value.add_(placed)
+    for block, (spreads, pieces) in enumerate(zip(walk.spreads, walk.pieces, strict=True)):
+        for step in spreads:
+            _spread(step, values)
+        for piece in pieces:
+            flat, column = flats[piece.number], columns[piece.number][piece.position]
+            if visit is not None and piece.position == 0:
+                visit(piece.number, flat)
+            whole = values[block]
+            if whole is None:
+                values[block] = (flat @ column).view(-1, *walk.plan.shapes[block], widths[block])
+            else:
+                whole.view(-1, widths[block]).addmm_(flat, column)
+        done = values[block]
+        assert done is not None
+        finish(block, done)
+    return flats
 
 
-def pooled_nodes(walk: Walk, blocks: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensor of every node of the view tree, pooled by sums."""
-    nodes: list[Tensor] = []
-    for node in walk.plan.nodes:
-        if node.parent < 0:
-            nodes.append(blocks[node.block])
-        elif node.dim == 0:
-            nodes.append(diagonal(nodes[node.parent], node.merged))
-        else:
-            nodes.append(nodes[node.parent].sum(node.dim))
-    return nodes
+def pool_block(plan: Plan, nodes: list[Tensor | None], block: int, value: Tensor) -> None:
+    """Fill in the nodes of one block's views, pooled by sums."""
+    nodes[block] = value
+    for number in plan.views[block]:
+        node = plan.nodes[number]
+        parent = nodes[node.parent]
+        assert parent is not None
+        nodes[number] = diagonal(parent, node.merged) if node.dim == 0 else parent.sum(node.dim)
+
+
+def complete(nodes: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the nodes, all of which are filled in."""
+    found = [node for node in nodes if node is not None]
+    assert len(found) == len(nodes)
+    return found
 
 
 def _spread(step: Spread, values: list[Tensor | None]) -> None:
@@ -198,9 +233,3 @@ def _spread(step: Spread, values: list[Tensor | None]) -> None:
     second = values[step.other.node]
     assert second is not None
     values[step.parent] = torch.add(wide, second.unsqueeze(step.other.dim))
-
-
-def gathered_sources(walk: Walk, blocks: Sequence[Tensor]) -> list[Tensor]:
-    """Return what every matrix would be multiplied with, without doing it."""
-    nodes = pooled_nodes(walk, blocks)
-    return [gather(product.reads, nodes).flatten(0, -2) for product in walk.products]
