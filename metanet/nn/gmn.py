@@ -13,171 +13,14 @@ from torch_geometric.data import Data
 from metanet.features import WeightFeatures
 from metanet.graph import edge_values, from_edge_values, graph_schema
 from metanet.graph_schema import EDGE_KINDS, GraphSchema
+from metanet.nn.gmn_conv import GMNConv, GMNProductConv
 from metanet.nn.graph_encoding import PlaceEncoder, ValueEncoder, ValueStandardizer, WordEncoder
 from metanet.nn.incidence import DenseIncidence, Incidence, IndexIncidence
 
+__all__ = ["GMN", "GMNConv", "GMNProductConv"]
+
 Readout = Literal["graph", "edge"]
 Message = Literal["mlp", "product"]
-
-
-class UnitUpdate(nn.Module):
-    """What units and graphs make of what the units collected: two-layer perceptrons with residuals.
-
-    Args:
-        channels: number of channels c.
-        collected: number of things each unit collected.
-    """
-
-    def __init__(self, channels: int, collected: int) -> None:
-        super().__init__()
-        self.graph_to_node = nn.Linear(channels, channels, bias=False)
-        self.node_in = nn.Linear((1 + collected) * channels, channels)
-        self.node_out = nn.Linear(channels, channels)
-        self.graph_mix = nn.Linear(3 * channels, channels)
-        self.graph_out = nn.Linear(channels, channels)
-
-    def forward(
-        self,
-        nodes: Tensor,
-        x: Tensor,
-        collected: list[Tensor],
-        graphs: Tensor,
-        u: Tensor,
-        incidence: Incidence,
-    ) -> tuple[Tensor, Tensor]:
-        """Return updated nodes ``[…, N, c]`` and graphs ``[b, c]``; x and u are the normalised ones."""
-        told = self.node_in(torch.cat([x, *collected], -1)) + incidence.from_graphs(self.graph_to_node(u))
-        nodes = nodes + self.node_out(nn.functional.silu(told))
-        pooled = incidence.to_graphs(incidence.to_blocks(torch.cat([nodes, collected[0]], -1)))
-        graphs = graphs + self.graph_out(nn.functional.silu(self.graph_mix(torch.cat([u, pooled], -1))))
-        return nodes, graphs
-
-
-class GMNProductConv(nn.Module):
-    r"""One round of product messages: what a unit sends is multiplied by the weight of the edge.
-
-    As `GMNConv`, with :math:`z_{ij} = (1, v_{ij}) G_t \odot B\,\mathrm{LN}(x_j)` summed instead of averaged
-    (`metanet.nn.product_messages`); edges keep no features, so that a dense block is one matrix product.
-
-    Args:
-        channels: number of channels c of nodes and graphs.
-        features: number k of features of an edge's value.
-        bidirectional: units collect from their readers too.
-
-    References:
-        Kalogeropoulos et al. 2024, Scale equivariant graph metanetworks, https://arxiv.org/abs/2406.10685,
-        eq. 11, on the updates of Lim et al. 2024.
-    """
-
-    def __init__(self, channels: int, features: int, *, bidirectional: bool = True) -> None:
-        super().__init__()
-        self.channels, self.features, self.bidirectional = channels, features, bidirectional
-        self.norm_nodes = nn.LayerNorm(channels)
-        self.norm_graphs = nn.LayerNorm(channels)
-        ways = 2 if bidirectional else 1
-        self.send = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(ways))
-        self.gain = nn.ModuleList(nn.Linear(channels, features * channels) for _ in range(ways))
-        self.update = UnitUpdate(channels, ways)
-
-    def forward(
-        self, nodes: Tensor, values: Tensor, places: Tensor, graphs: Tensor, incidence: Incidence
-    ) -> tuple[Tensor, Tensor]:
-        """Return updated nodes ``[…, N, c]`` and graphs ``[b, c]``.
-
-        Args:
-            nodes: ``[…, N, c]``.
-            values: ``[…, E, k]`` features of the edges' values.
-            places: ``[E, c]`` what an edge is.
-            graphs: ``[b, c]``.
-            incidence: of the graphs.
-        """
-        x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
-        collected = [
-            incidence.product(
-                values, send(x), gain(places).unflatten(-1, (self.features, -1)), outgoing=bool(way)
-            )
-            for way, (send, gain) in enumerate(zip(self.send, self.gain, strict=True))
-        ]
-        return self.update(nodes, x, collected, graphs, u, incidence)  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        """Show the channels."""
-        return f"{self.channels}, features={self.features}, bidirectional={self.bidirectional}"
-
-
-class GMNConv(nn.Module):
-    r"""One round of message passing, pre-norm with residuals, on nodes x, edges e and graphs u.
-
-    .. math::
-        z_{ij} &= \mathrm{SiLU}(A\,\mathrm{LN}(e_{ij}) + B\,\mathrm{LN}(x_j)
-                  + C\,\mathrm{LN}(x_i) + D\,\mathrm{LN}(u)) \\
-        e_{ij} &\mathrel{+}= E\, z_{ij} \\
-        x_i &\mathrel{+}= \mathrm{MLP}(\mathrm{LN}(x_i), \textstyle\sum_t \mathrm{mean}_{j \in t} z_{ij},
-               \sum_t \mathrm{mean}_{j \in t} z_{ji}, u) \\
-        u &\mathrel{+}= \mathrm{MLP}(\mathrm{LN}(u), \mathrm{mean}_s\,\mathrm{mean}_{i \in s} (x_i, \bar z_i))
-
-    Means are over the edges of one parameter tensor t at a unit and over the units of one site s; tensors
-    are summed and sites averaged, so that a bias is not drowned by a wide layer's weights. The paper takes
-    one mean over all of them. ``bidirectional`` collects from outgoing edges too, with weights of its own:
-    the paper's reversed edges without doubling the edges.
-
-    Args:
-        channels: number of channels c of nodes, edges and graphs.
-        bidirectional: units collect from their readers too.
-        update_nodes: whether x and u are updated; the last round of an equivariant network needs e alone.
-        update_edges: whether e is updated; the last round of an invariant network does not need it.
-
-    References:
-        Lim et al. 2024, Graph metanetworks for processing diverse neural architectures,
-        https://arxiv.org/abs/2312.04501.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        bidirectional: bool = True,
-        update_nodes: bool = True,
-        update_edges: bool = True,
-    ) -> None:
-        super().__init__()
-        if not (update_nodes or update_edges):
-            raise ValueError("a round that updates neither nodes nor edges does nothing")
-        self.channels, self.bidirectional, self.update_nodes = channels, bidirectional, update_nodes
-        self.norm_nodes = nn.LayerNorm(channels)
-        self.norm_edges = nn.LayerNorm(channels)
-        self.norm_graphs = nn.LayerNorm(channels)
-        self.edge_in = nn.Linear(channels, channels)
-        self.source = nn.Linear(channels, channels, bias=False)
-        self.target = nn.Linear(channels, channels, bias=False)
-        self.graph_to_edge = nn.Linear(channels, channels, bias=False)
-        self.edge_out = nn.Linear(channels, channels) if update_edges else None
-        if not update_nodes:
-            return
-        self.update = UnitUpdate(channels, 2 if bidirectional else 1)
-
-    def forward(
-        self, nodes: Tensor, edges: Tensor, graphs: Tensor, incidence: Incidence
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return updated nodes ``[…, N, c]``, edges ``[…, E, c]`` and graphs ``[b, c]``."""
-        x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
-        edges, into, out = incidence.exchange(
-            edges,
-            self.source(x),
-            self.target(x) + incidence.from_graphs(self.graph_to_edge(u)),
-            (self.norm_edges, self.edge_in, self.edge_out),
-            incoming=self.update_nodes,
-            outgoing=self.update_nodes and self.bidirectional,
-        )
-        if into is None:
-            return nodes, edges, graphs
-        nodes, graphs = self.update(nodes, x, [into] if out is None else [into, out], graphs, u, incidence)
-        return nodes, edges, graphs
-
-    def extra_repr(self) -> str:
-        """Show the channels."""
-        updates = f"update_nodes={self.update_nodes}, update_edges={self.edge_out is not None}"
-        return f"{self.channels}, bidirectional={self.bidirectional}, {updates}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +178,9 @@ class GMN(nn.Module):
         per_edge: Tensor = self.edge(edges)
         if isinstance(inputs, WeightFeatures):
             schema = graph_schema(inputs.spec)
-            return from_edge_values(
-                schema, per_edge.reshape(-1, schema.num_edges, self.out_channels), inputs.spec
-            )
+            values = per_edge.reshape(-1, schema.num_edges, self.out_channels)
+            found = from_edge_values(schema, values, inputs.spec)
+            return inputs.with_tensors(found.tensors, channels=self.out_channels)
         return per_edge.reshape(-1, self.out_channels)
 
     def _prepare(self, inputs: WeightFeatures | Data) -> _Input:
