@@ -16,6 +16,7 @@ from metanet.spec import WeightSpec
 from metanet_tasks.augmentation import ElementBatch, GroupAugmentation, add_noise
 from metanet_tasks.zoo_spec import zoo_spec
 from metanet_zoo.store import Zoo
+from metanet_zoo.transforms import coordinate_layer, move_coordinates, random_motion
 
 Part = Literal["train", "val", "test"]
 Split = Literal["auto", "random", "column"]
@@ -56,6 +57,8 @@ class BatchLoader:
         noise: in units of ``scales``.
         scales: entry name -> standard deviation of its values.
         group_augmentation: random group elements, one per network.
+        motion: strength of random affine motions of the coordinates of INRs (`random_motion`).
+        canonical: bring what was moved into canonical form again.
     """
 
     batch_sampler = None
@@ -71,8 +74,11 @@ class BatchLoader:
         noise: float = 0.0,
         scales: Mapping[str, float] | None = None,
         group_augmentation: GroupAugmentation = "none",
+        motion: float = 0.0,
+        canonical: bool = False,
     ) -> None:
         self.spec, self.networks, self.batch_size = spec, networks, batch_size
+        self.motion, self.canonical = motion, canonical
         self.seed, self.noise, self.scales = seed, noise, scales or {}
         self.group_augmentation: GroupAugmentation = group_augmentation
         self.epoch = 0
@@ -102,12 +108,20 @@ class BatchLoader:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         for index in torch.randperm(count, generator=generator).split(self.batch_size):
             tensors = {name: tensor[index] for name, tensor in self.networks.tensors.items()}
+            if self.motion:
+                tensors = self._move(tensors, generator)
             if self.noise:
                 tensors = add_noise(tensors, self.scales, self.noise, generator)
             if self.group_augmentation != "none":
                 elements = ElementBatch.random(self.spec, len(index), generator, self.group_augmentation)
                 tensors = elements.act(tensors)
             yield self._features(tensors), self.networks.labels[index]
+
+    def _move(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        weight, _ = coordinate_layer(self.spec)
+        b, _, d = tensors[weight].shape
+        moved = move_coordinates(self.spec, tensors, *random_motion(b, d, self.motion, generator))
+        return canonicalize(self.spec, moved) if self.canonical else moved
 
     def _features(self, tensors: Mapping[str, Tensor]) -> WeightFeatures:
         return WeightFeatures.from_state_dict(self.spec, tensors, batched=True)
@@ -126,6 +140,8 @@ class ZooDataModule(LightningDataModule):
         canonical: take the signs and phases out of the weights, exactly (`metanet.canonicalize`).
         noise: standard deviation of the Gaussian noise on training weights, in units of each tensor's own.
         group_augmentation: random group elements on training networks: none, permutations, or all freedoms.
+        motion: strength of random shifts, turns, scalings and shears of the signals of training INRs, made
+            exactly on their first layer (`metanet_zoo.transforms`); 0 for networks that are no INRs.
         split: where the parts come from: ``column``, the zoo's own train/test; ``random``; or ``auto``, the
             column if there is one.
         val_fraction: share of the training images held out for validation; 0 validates on nothing.
@@ -146,6 +162,7 @@ class ZooDataModule(LightningDataModule):
         canonical: bool = True,
         noise: float = 0.1,
         group_augmentation: GroupAugmentation = "none",
+        motion: float = 0.0,
         split: Split = "auto",
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -158,8 +175,8 @@ class ZooDataModule(LightningDataModule):
                 raise ValueError(f"{name} must be at least 0 and below 1, found {share}")
         if batch_size < 1 or eval_batch_size < 1:
             raise ValueError(f"batch sizes must be at least 1, found {batch_size} and {eval_batch_size}")
-        if not noise >= 0:
-            raise ValueError(f"noise must be at least 0, found {noise}")
+        if not (noise >= 0 and motion >= 0):
+            raise ValueError(f"noise and motion must be at least 0, found {noise} and {motion}")
         if split not in get_args(Split):
             raise ValueError(f"unknown split {split!r}; expected one of {', '.join(get_args(Split))}")
         if train_limit is not None and train_limit < 1:
@@ -177,6 +194,8 @@ class ZooDataModule(LightningDataModule):
                 "random ones back; choose canonical=False or group_augmentation='permutations'"
             )
         self.spec = zoo_spec(self.zoo)
+        if motion:
+            coordinate_layer(self.spec)
         labels = [other.labels for other in (self.zoo, self.test_zoo) if other is not None]
         known = self.zoo.label_names
         if self.test_zoo is not None:
@@ -189,7 +208,7 @@ class ZooDataModule(LightningDataModule):
         highest = max(int(values.max()) for values in labels)
         self.label_names = list(known) or [str(i) for i in range(highest + 1)]
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.canonical, self.noise = canonical, noise
+        self.canonical, self.noise, self.motion = canonical, noise, motion
         self.group_augmentation: GroupAugmentation = group_augmentation
         self.split: Split = split
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
@@ -268,6 +287,8 @@ class ZooDataModule(LightningDataModule):
             noise=self.noise,
             scales=self.scales,
             group_augmentation=self.group_augmentation,
+            motion=self.motion,
+            canonical=self.canonical,
         )
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:

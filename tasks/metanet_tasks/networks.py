@@ -11,7 +11,7 @@ from torch import nn
 
 from metanet.features import WeightFeatures
 from metanet.nn.classifier import WeightClassifier
-from metanet.nn.gmn import GMN
+from metanet.nn.gmn import GMN, Message
 from metanet.spec import WeightSpec
 from metanet_tasks.baselines import FlatMLP
 
@@ -26,6 +26,7 @@ class GMNClassifier(GMN):
         num_layers: rounds of message passing.
         readout_channels: width of the readout; None for 4 times the hidden channels.
         num_frequencies: sines and cosines of the parameters as further input.
+        message: ``"product"`` (unit times weight) or ``"mlp"`` (the paper's).
         bidirectional: units collect from their readers too.
         dropout: in the readout.
     """
@@ -39,6 +40,7 @@ class GMNClassifier(GMN):
         num_layers: int = 4,
         readout_channels: int | None = None,
         num_frequencies: int = 0,
+        message: Message = "product",
         bidirectional: bool = True,
         dropout: float = 0.0,
     ) -> None:
@@ -48,6 +50,7 @@ class GMNClassifier(GMN):
             out_features,
             readout_channels=readout_channels,
             num_frequencies=num_frequencies,
+            message=message,
             bidirectional=bidirectional,
             dropout=dropout,
         )
