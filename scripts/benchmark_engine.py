@@ -195,8 +195,9 @@ def machine(threads: int) -> str:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {names[0] if names else platform.processor()}, "
-        f"{os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"Python {platform.python_version()}; load averages at the start {load}."
+        f"{os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__} "
+        f"({torch.backends.cpu.get_cpu_capability()}), Python {platform.python_version()}; "
+        f"load averages at the start {load}."
     )
 
 
@@ -225,7 +226,7 @@ def compare(depths: Sequence[int], batches: Sequence[int], rounds: int, threads:
         "",
         "- *products*: one product forwards and two backwards per layer, of the weights with two groups, "
         f"{CHANNELS} × {CHANNELS}.",
-        "- *all products*: those of every signature with their real widths; no form of these maps avoids them.",
+        "- *all products*: those of every signature with their real widths; no form of the maps avoids them.",
         "- Required: default allocator ≤ 0.5 × nfn at batch 64 and ≤ 0.35 × at 512; memory kept ≤ 0.5 × at "
         "both and ≤ 2.5 × the products; 8 hidden layers ≤ 0.2 × nfn.",
     ]
