@@ -79,23 +79,19 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
 
 
 def _needed(found: Interpretation) -> list[Draft]:
-    """Return the operations that an output depends on, and all inputs, in topological order."""
-    order: dict[Draft, None] = dict.fromkeys(found.inputs)
+    """Return the operations that an output depends on, and all inputs, in the order in which they run."""
     outputs = [
         Draft("output", (value.operation(),), attributes=(("slot", slot),), dims=value.dims)
         for slot, value in enumerate(found.outputs)
     ]
-    stack: list[tuple[Draft, bool]] = [(draft, False) for draft in reversed(outputs)]
+    needed = set(found.inputs)
+    stack = list(outputs)
     while stack:
-        draft, ready = stack.pop()
-        if draft in order:
-            continue
-        if ready:
-            order[draft] = None
-        else:
-            stack.append((draft, True))
-            stack += [(source, False) for source in reversed(draft.inputs) if source not in order]
-    return list(order)
+        draft = stack.pop()
+        if draft not in needed:
+            needed.add(draft)
+            stack += draft.inputs
+    return sorted(needed, key=lambda draft: draft.order)
 
 
 def _fix_unused(found: Interpretation, unused: Iterable[str]) -> None:

@@ -14,10 +14,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from metanet.dimension import Dim, Dimensions, fixed, uniform
+from metanet.dimension import Dim, fixed, uniform
 from metanet.rules import RULES
 from metanet.rules.registry import Call, Draft, RuleEntry, Value, constant_dims
-from metanet.tracing import in_place_of_own
+from metanet.tracing import DerivationError, in_place_of_own
+from metanet.unification import Dimensions
 
 FOLD_LIMIT = 1 << 20
 """Largest constant, in elements, whose values are looked at."""
@@ -150,12 +151,15 @@ class _Interpreter:
         if not entry.stacked:
             for _, value in call.values():
                 value.dims = tuple(map(self.dimensions.collapse, value.dims))
-        result = entry.function(call)
-        shapes = [value.shape for value in (result if isinstance(result, list) else [result])]
-        assert shapes == list(call.shapes), (
-            f"{call.name}: the rule gives {shapes}, the operation {call.shapes}"
-        )
-        return result
+        try:
+            result = entry.function(call)
+            shapes = tuple(value.shape for value in (result if isinstance(result, list) else [result]))
+            if shapes == call.shapes:
+                return result
+            found = f"its rule gives {shapes} where the operation gives {call.shapes}"
+        except (AssertionError, LookupError) as error:
+            found = f"its rule does not cover this form: {error!r}"
+        return self.unknown(call, found)
 
     def region(self, node: fx.Node, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """Enter a region (autocast, no_grad); treat any other higher-order operation as unknown."""
@@ -168,12 +172,11 @@ class _Interpreter:
         call = Call(str(node.target), {"inputs": values}, _shapes(node), self.dimensions, node)
         return self.unknown(call)
 
-    def unknown(self, call: Call) -> Any:
+    def unknown(self, call: Call, reason: str = "") -> Any:
         """Interpret an operation without a rule: everything it touches is fixed, and said to be lost."""
-        self.dimensions.current = call.name
         for _, value in call.values():
             for dim in value.dims:
-                self.dimensions.lose(dim)
+                self.dimensions.lose(dim, f"{call.name} ({reason})" if reason else call.name)
         drafted = call.result(call.name, [])
         results = [Value(tuple(map(fixed, shape)), drafted.draft) for shape in call.shapes]
         if not results:
@@ -221,4 +224,10 @@ def _bind(node: fx.Node, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 
 def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
     leaves = tree_leaves(node.meta.get("val"))
-    return tuple(tuple(int(n) for n in leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+    shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+    if not all(isinstance(size, int) for shape in shapes for size in shape):
+        raise DerivationError(
+            f"{node.target} gives a tensor whose shape {shapes[0]} depends on values; a spec needs shapes "
+            "that the example inputs decide. Give the part of the model before it, or mask instead of selecting"
+        )
+    return tuple(shapes)

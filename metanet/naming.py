@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from metanet.dimension import Dim, leaves
 from metanet.rules.registry import Draft
@@ -90,13 +90,12 @@ def _hints(operations: Iterable[Draft]) -> dict[Dim, str]:
     for operation in operations:
         if operation.kind == "sdpa":
             q, k, v, *_ = operation.inputs
-            _attention(call, k.dims, v.dims, q.dims)
+            _attention(call, q, k, v)
         elif operation.kind == "matmul" and len(operation.inputs) == 2:
             weights = _behind(operation.inputs[0], "softmax")
             scores = _behind(weights, "matmul") if weights is not None else None
             if scores is not None and len(scores.inputs) == 2:
-                q, k = scores.inputs
-                _attention(call, (*k.dims[:-2], k.dims[-1], k.dims[-2]), operation.inputs[1].dims, q.dims)
+                _attention(call, scores.inputs[0], _untransposed(scores.inputs[1]), operation.inputs[1])
         elif operation.kind == "group_norm":
             channel = operation.dims[1].root()
             if channel.state == "product" and len(channel.parts) == 2:
@@ -112,12 +111,20 @@ def _hints(operations: Iterable[Draft]) -> dict[Dim, str]:
     return hints
 
 
-def _attention(call: object, k: Sequence[Dim], v: Sequence[Dim], q: Sequence[Dim]) -> None:
-    assert callable(call)
-    call(q[-1:], "qk")
-    call(v[-1:], "v")
-    call(k[:-2], "head")
-    call(q[:-2], "query" if len(q) > 2 and q[-3].size != k[-3].size else "head")
+def _attention(call: Callable[[Iterable[Dim], str], None], q: Draft, k: Draft, v: Draft) -> None:
+    """Name the width of q and k, the width of v, the heads, and the queries that share a head."""
+    call(q.dims[-1:], "qk")
+    call(v.dims[-1:], "v")
+    for operation in (k, v, q):
+        for dim in operation.dims[:-2]:
+            first, *others = leaves(dim)
+            call([first], "head")
+            call(others, "query")
+
+
+def _untransposed(keys: Draft) -> Draft:
+    """Return keys ``[…, width, positions]`` with their last dimensions the other way round."""
+    return Draft("transpose", dims=(*keys.dims[:-2], *keys.dims[:-3:-1]))
 
 
 def _behind(operation: Draft | None, kind: str) -> Draft | None:

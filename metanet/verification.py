@@ -16,13 +16,15 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from metanet.axis import Perm, atoms
 from metanet.group import GroupElement
-from metanet.spec import FREEDOM_KINDS, FreedomKind, WeightSpec
+from metanet.spec import FREEDOM_KINDS, FreedomKind, Group, WeightSpec
 from metanet.tracing import evaluation_mode
 
 TOLERANCE = 1e-9
 """Largest relative error of outputs in float64 that passes; rounding alone stays far below."""
 CHANGED = 1e-6
 """Smallest relative change of outputs that a negative control must cause."""
+ATTEMPTS = 3
+"""How often a group that seems dead gets new values."""
 MOVED = "permutation"
 TOGETHER = "all together"
 
@@ -128,32 +130,48 @@ def verify(
 
 
 def _controls(spec: WeightSpec, network: _Network) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Permute one group at a time with one tensor left out, the largest first, until the outputs change."""
+    """Permute one group at a time with one tensor left out, the largest first, until the outputs change.
+
+    A group whose units happen to be off on these values (ReLU) gets new ones.
+    """
     first = {name: tie[0] for tie in spec.ties for name in tie}
     controls: dict[str, float] = {}
-    for group in spec.groups:
-        shift = torch.arange(group.size).roll(1)
-        if group.parent is not None:
-            shift = shift.expand(spec.sizes[group.parent], -1).contiguous()
-        element = GroupElement(spec, {group.name: shift}, {})
-        moved = element @ network.values
-        carriers = {
-            first.get(name, name)
-            for name, axes in spec.entries
-            if any(isinstance(a, Perm) and a.group == group.name for axis in axes for a in atoms(axis))
-        }
-        if len(carriers) < 2:
-            continue
-        controls[group.name] = 0.0
-        for name in sorted(carriers, key=lambda name: (-network.values[name].numel(), name)):
-            partly = {
-                key: network.values[key] if first.get(key, key) == name else tensor
-                for key, tensor in moved.items()
+    left = list(spec.groups)
+    for _ in range(ATTEMPTS):
+        for group in left:
+            carriers = {
+                first.get(name, name)
+                for name, axes in spec.entries
+                if any(isinstance(a, Perm) and a.group == group.name for axis in axes for a in atoms(axis))
             }
-            controls[group.name] = max(controls[group.name], network.error(partly))
-            if controls[group.name] > CHANGED:
-                break
-    return controls, tuple(name for name, change in controls.items() if change <= CHANGED)
+            if len(carriers) > 1:
+                largest_first = sorted(carriers, key=lambda name: (-network.values[name].numel(), name))
+                controls[group.name] = _control(spec, network, group, largest_first, first)
+        left = [group for group in left if controls.get(group.name, inf) <= CHANGED]
+        if not left:
+            break
+        network.redraw()
+    return controls, tuple(group.name for group in left)
+
+
+def _control(
+    spec: WeightSpec, network: _Network, group: Group, carriers: Sequence[str], first: Mapping[str, str]
+) -> float:
+    """Return the change of the outputs when a group is permuted with one of its tensors left out."""
+    shift = torch.arange(group.size).roll(1)
+    if group.parent is not None:
+        shift = shift.expand(spec.sizes[group.parent], -1).contiguous()
+    moved = GroupElement(spec, {group.name: shift}, {}) @ network.values
+    change = 0.0
+    for carrier in carriers:
+        partly = {
+            name: network.values[name] if first.get(name, name) == carrier else tensor
+            for name, tensor in moved.items()
+        }
+        change = max(change, network.error(partly))
+        if change > CHANGED:
+            break
+    return change
 
 
 class _Network:
@@ -171,18 +189,11 @@ class _Network:
         self.arguments = tree_map_only(
             Tensor, lambda tensor: _generic_input(tensor, generator), (args, dict(kwargs))
         )
-        roles = {entry: role for op in spec.operations for role, entry in op.parameters}
-        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        same = {name: tie[0] for tie in spec.ties for name in tie}
+        self.spec = spec
+        self.generator = generator
         self.values: dict[str, Tensor] = {}
-        for name, tensor in self.tensors().items():
-            shared = self.values.get(same.get(name, name))
-            self.values[name] = (
-                _generic(name, tensor, roles.get(name), name in parameters, generator)
-                if shared is None
-                else shared
-            )
-        self.expected = self.outputs(self.values)
+        self.expected: list[Tensor] = []
+        self.redraw()
         if not self.expected:
             raise ValueError("the model returns no floating-point tensor, so there is nothing to compare")
         if not all(bool(output.isfinite().all()) for output in self.expected):
@@ -190,6 +201,22 @@ class _Network:
                 "the model's outputs are not finite on generic values of its parameters and normal inputs, "
                 "so nothing can be compared; pass integer inputs where it expects indices"
             )
+
+    def redraw(self) -> None:
+        """Draw new values for every entry; tied ones share theirs."""
+        roles = {entry: role for op in self.spec.operations for role, entry in op.parameters}
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        same = {name: tie[0] for tie in self.spec.ties for name in tie}
+        values: dict[str, Tensor] = {}
+        for name, tensor in self.tensors().items():
+            shared = values.get(same.get(name, name))
+            values[name] = (
+                _generic(name, tensor, roles.get(name), name in parameters, self.generator)
+                if shared is None
+                else shared
+            )
+        self.values = values
+        self.expected = self.outputs(values)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state dict themselves."""
@@ -263,7 +290,7 @@ def _generic(
         return uniform * 1.5 + 0.5
     if tensor.ndim >= 2:
         fan_in = max(tensor[0].numel(), 1)
-        return (uniform * 2 - 1) * float((3 / fan_in) ** 0.5)
+        return (uniform * 2 - 1) * float((6 / fan_in) ** 0.5)
     negative = torch.randint(2, tensor.shape, generator=generator).bool()
     return torch.where(negative, -1.0, 1.0) * (uniform * 0.6 + 0.2)
 

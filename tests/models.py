@@ -85,7 +85,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 def resnet_small() -> nn.Module:
@@ -140,7 +141,8 @@ class DenseNet(nn.Module):
         x = self.stem(x)
         x = torch.cat([x, self.conv1(F.relu(self.norm1(x)))], 1)
         x = torch.cat([x, self.conv2(F.relu(self.norm2(x)))], 1)
-        return self.head(x)
+        result: Tensor = self.head(x)
+        return result
 
 
 class Attention(nn.Module):
@@ -155,7 +157,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        return self.head(self.attn(x, x, x, need_weights=self.need_weights)[0])
+        result: Tensor = self.head(self.attn(x, x, x, need_weights=self.need_weights)[0])
+        return result
 
 
 class ViT(nn.Module):
@@ -174,7 +177,8 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1) + self.pos
-        return self.head(self.norm(self.encoder(x))[:, 0])
+        logits: Tensor = self.head(self.norm(self.encoder(x))[:, 0])
+        return logits
 
 
 class LanguageModel(nn.Module):
@@ -191,10 +195,11 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         steps, states = self.rnn(self.embed(tokens))
-        if not self.last:
-            return self.head(steps)
         final = states[0] if isinstance(states, tuple) else states
-        return self.head(final[-1] if self.head.in_features == 5 else torch.cat([final[-2], final[-1]], 1))
+        if self.last:
+            steps = final[-1] if self.head.in_features == 5 else torch.cat([final[-2], final[-1]], 1)
+        logits: Tensor = self.head(steps)
+        return logits
 
 
 def image(*shape: int) -> Tensor:

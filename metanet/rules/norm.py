@@ -9,7 +9,7 @@ AFFINE = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
 
 
-def _per_channel(call: Call, x: Value, channel: Dim, names: tuple[str, ...]) -> Dim:
+def _per_channel(call: Call, channel: Dim, names: tuple[str, ...]) -> Dim:
     for name in names:
         vector = call.optional(name)
         if vector is not None:
@@ -22,9 +22,7 @@ def batch_norm(call: Call) -> Value:
     """Unify gain, bias and running statistics with the channels; statistics are over the other dimensions."""
     x = call.tensor("input")
     at = min(1, len(x.dims) - 1)
-    if call.name == "aten.instance_norm.default":
-        at = len(x.dims) - len(call.shape) + 1
-    channel = _per_channel(call, x, x.dims[at], (*AFFINE, *STATISTICS))
+    channel = _per_channel(call, x.dims[at], (*AFFINE, *STATISTICS))
     return call.result(
         call.name.split(".")[1],
         (*x.dims[:at], channel, *x.dims[at + 1 :]),
@@ -38,7 +36,7 @@ def group_norm(call: Call) -> Value:
     """Factor the channels into groups that are normalised together and the channels within each."""
     x = call.tensor("input")
     groups = int(call.argument("num_groups"))
-    channel = _per_channel(call, x, x.dims[1], AFFINE)
+    channel = _per_channel(call, x.dims[1], AFFINE)
     channel = fuse(call.split(channel, [groups, channel.size // groups]))
     dims = (x.dims[0], channel, *x.dims[2:])
     return call.result("group_norm", dims, parameters=AFFINE, attributes=("num_groups", "eps"))

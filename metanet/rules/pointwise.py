@@ -42,6 +42,8 @@ BINARY = (
 )
 """Elementwise functions of two tensors, or of a tensor and a number."""
 
+COMMUTATIVE = ("add", "mul", "maximum", "minimum", "eq", "ne", "hypot")
+
 UNCHANGED = (
     *("alias", "clone", "contiguous", "detach", "lift", "lift_fresh", "lift_fresh_copy"),
     *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
@@ -71,7 +73,7 @@ def binary(call: Call) -> Value:
         number = scalar_of(argument) if isinstance(argument, Value) else None
         if not isinstance(argument, Value) or (number is not None and len(values) > 1):
             extra["scalar"] = freeze(argument) if number is None else number
-            reverse ^= place == 0
+            reverse ^= place == 0 and kind not in COMMUTATIVE
     variables = [v for v in values if len(values) == 1 or scalar_of(v) is None]
     if reverse:
         extra["reverse"] = True
@@ -105,8 +107,7 @@ def unchanged(call: Call) -> Value:
 
 def _register() -> None:
     for name in UNARY:
-        for overload in ("default", "Tensor"):
-            RULES[f"aten.{name}.{overload}"] = RuleEntry(unary, stacked=overload == "default")
+        RULES[f"aten.{name}.default"] = RuleEntry(unary, stacked=True)
     for name in (*BINARY, "rsub"):
         for overload in (
             "Tensor",
@@ -128,7 +129,15 @@ def _register() -> None:
             "lerp.Scalar",
             "lerp.Tensor",
         ),
-        *("addcmul.default", "addcdiv.default", "masked_fill.Scalar", "masked_fill.Tensor"),
+        *(
+            "addcmul.default",
+            "addcdiv.default",
+            "clamp.Tensor",
+            "clamp_min.Tensor",
+            "clamp_max.Tensor",
+            "masked_fill.Scalar",
+            "masked_fill.Tensor",
+        ),
     ):
         RULES[f"aten.{name}"] = RuleEntry(elementwise)
     for name in UNCHANGED:

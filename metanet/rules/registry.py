@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
-from metanet.dimension import Dim, Dimensions, fixed, uniform
+from metanet.dimension import Dim, fixed, uniform
 from metanet.skeleton import Attribute
+from metanet.unification import Dimensions
 
 
 @dataclass(eq=False, slots=True)
 class Draft:
-    """An operation of the skeleton while its dimensions are still variables; see `metanet.skeleton`."""
+    """An operation of the skeleton while its dimensions are still variables; see `metanet.skeleton`.
+
+    ``order`` says which of two was made first.
+    """
 
     kind: str
     inputs: tuple[Draft, ...] = ()
     parameters: tuple[tuple[str, str], ...] = ()
     attributes: tuple[tuple[str, Attribute], ...] = ()
     dims: tuple[Dim, ...] = ()
+    order: int = field(default_factory=count().__next__)
 
 
 @dataclass(eq=False, slots=True)
