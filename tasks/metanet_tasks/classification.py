@@ -126,6 +126,18 @@ class INRClassification(LightningModule):
         self.train(was_training)
         return torch.cat(results) if results else torch.zeros(0, len(self.label_names))
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue a schedule that was laid out for another number of steps."""
+        schedules = checkpoint.get("lr_schedulers") or [{}]
+        begun = schedules[0].get("total_steps")
+        if begun is None or self._trainer is None or not self.trainer.training:
+            return
+        if begun != (now := int(self.trainer.estimated_stepping_batches)):
+            raise ValueError(
+                f"the run was begun for {begun} steps, now it has {now}; continue it with the same max_epochs, "
+                "batch_size and data, since the learning rate follows them"
+            )
+
     def on_train_epoch_start(self) -> None:
         """Seed dropout by the epoch."""
         torch.manual_seed(epoch_seed(self.hparams["seed"] + 1, self.current_epoch))

@@ -133,6 +133,6 @@ def show(inspection: Inspection) -> None:
     proof = inspection.verification
     if proof is not None:
         verdict = "[green]proven[/]" if proof.ok else "[red]refuted[/]"
-        out.print(f"{verdict} in float64: largest relative error {proof.max_error:.2g}")
+        out.print(f"{verdict} in float64; {escape(str(proof))}", highlight=False)
     elif inspection.not_proven is not None:
         out.print(f"[yellow]not proven[/]: {escape(inspection.not_proven)}")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from metanet.verification import Verification, verify
 from torch import Tensor, nn
 
 from metanet.derive import spec_of
 from metanet.spec import WeightSpec
+from metanet.verification import Verification, verify
 from metanet_tasks.objects import is_object, load_object, parse_input
 from metanet_tasks.spec_files import find_spec_file, read_spec
 from metanet_zoo.checkpoint import open_checkpoint
@@ -45,7 +45,15 @@ class Inspection:
         where = spec.group_to_axes
         proof: dict[str, Any] | None = None
         if self.verification is not None:
-            proof = {"proven": self.verification.ok, "max_error": self.verification.max_error}
+            proof = {
+                "proven": self.verification.ok,
+                "max_error": self.verification.max_error,
+                "errors": dict(self.verification.errors),
+                "controls": dict(self.verification.controls),
+                "dead": list(self.verification.dead),
+                "unused": list(self.verification.unused),
+                "draws": self.verification.draws,
+            }
         elif self.not_proven is not None:
             proof = {"proven": None, "reason": self.not_proven}
         return {

@@ -61,7 +61,7 @@ def train(
     arguments = [argument for file in files for argument in ("--config", str(file))]
     cli = build_cli([*arguments, *settings], folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = cli.parser.dump(cli.config, skip_none=False)
+    text = cli.parser.dump(cli.config, skip_unset=False)
     if resume is False or not (folder / CONFIG).exists():
         with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -46,7 +46,7 @@ def fit_inrs(options: argparse.Namespace) -> int:
         omega=options.omega,
         steps=options.steps,
         learning_rate=options.learning_rate,
-        target_psnr=None if options.target_psnr == "none" else float(options.target_psnr),
+        target_psnr=options.target_psnr,
         shard_size=options.shard_size,
         threads=options.threads,
         device=options.device,
@@ -112,7 +112,8 @@ def parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=1e-3, help="of Adam (default 0.001)")
     add(
         "--target-psnr",
-        default="36",
+        type=_decibels,
+        default=36.0,
         metavar="DB",
         help="a network stops at this quality (default 36 dB); none lets each make all its steps",
     )
@@ -130,6 +131,15 @@ def parser() -> argparse.ArgumentParser:
     merged.add_argument("--out", required=True, type=Path, metavar="ZOO", help="folder of the new zoo")
     merged.add_argument("--json", action="store_true", help="describe the new zoo as JSON")
     return result
+
+
+def _decibels(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of decibels or none, found {text!r}") from None
 
 
 def _answer(described: dict[str, Any], as_json: bool) -> int:
