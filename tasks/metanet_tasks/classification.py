@@ -17,7 +17,7 @@ from metanet.spec import WeightSpec
 from metanet_tasks.datamodule import Batch, ZooDataModule, epoch_seed
 from metanet_tasks.networks import build_network
 
-CHECKPOINT = "last.ckpt"
+CHECKPOINT = "model.ckpt"
 """Name of the checkpoint in the folder of a run."""
 
 
@@ -134,8 +134,8 @@ class INRClassification(LightningModule):
             return
         if begun != (now := int(self.trainer.estimated_stepping_batches)):
             raise ValueError(
-                f"the run was begun for {begun} steps, now it has {now}; continue it with the same max_epochs, "
-                "batch_size and data, since the learning rate follows them"
+                f"the run was begun for {begun} steps, now it has {now}; continue it with the same "
+                "max_epochs, batch_size and data, which the learning rate follows"
             )
 
     def on_train_epoch_start(self) -> None:
@@ -183,7 +183,7 @@ def load_classifier(path: str | Path) -> INRClassification:
     """Rebuild a trained classifier from its checkpoint, running no code that the file carries.
 
     Args:
-        path: a checkpoint of `INRClassification`, or the folder of a run (its ``last.ckpt``).
+        path: a checkpoint of `INRClassification`, or the folder of a run (its ``model.ckpt``).
 
     Raises:
         ValueError: no such checkpoint, or it is something else.

@@ -19,7 +19,7 @@ examples:
       continue a run that was killed, exactly as if it had not been
 
 Every setting with its default: metanet train --help-settings.
-In the folder of the run: last.ckpt (the model; metanet classify --model takes the folder), config.yaml,
+In the folder of the run: model.ckpt (the model; metanet classify --model takes the folder), config.yaml,
 metrics.csv (one row per epoch) and result.json (accuracy on the test networks, time).
 """
 

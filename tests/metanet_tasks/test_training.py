@@ -100,8 +100,8 @@ def test_a_killed_run_resumes_exactly(tiny_zoo: Zoo, tmp_path: Path) -> None:
     assert [[row[c] for c in columns] for row in resumed.history] == [
         [row[c] for c in columns] for row in whole.history
     ]
-    first = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)
-    second = torch.load(out / "last.ckpt", weights_only=True)
+    first = torch.load(tmp_path / "whole" / "model.ckpt", weights_only=True)
+    second = torch.load(out / "model.ckpt", weights_only=True)
     assert first["global_step"] == second["global_step"]
     assert first["lr_schedulers"] == second["lr_schedulers"]
     assert len((out / "metrics.csv").read_text().splitlines()) == 5
@@ -143,7 +143,7 @@ def test_unknown_networks_and_options_list_the_known_ones(tiny_zoo: Zoo) -> None
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint .*missing.ckpt"):
         load_classifier(tmp_path / "missing.ckpt")
-    with pytest.raises(ValueError, match=r"holds no last.ckpt"):
+    with pytest.raises(ValueError, match=r"holds no model.ckpt"):
         load_classifier(tmp_path)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "plain.pt")
     with pytest.raises(ValueError, match="no training checkpoint"):
