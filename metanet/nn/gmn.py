@@ -92,12 +92,13 @@ class GMN(nn.Module):
             readout,
             dense,
         )
+        has_edges = message == "mlp" or readout == "edge"
         self.standardize = ValueStandardizer(in_channels)
         self.words = WordEncoder(c)
         self.places = PlaceEncoder(c)
-        self.value = ValueEncoder(in_channels, c, num_frequencies)
-        self.block_to_value = nn.Linear(c, 2 * c)
-        self.start = nn.Parameter(torch.zeros(c))
+        self.value = ValueEncoder(in_channels, c, num_frequencies, linear=has_edges)
+        self.block_to_value = nn.Linear(c, 2 * c) if has_edges else None
+        self.hidden_channels = c
         self.layers = nn.ModuleList()
         for i in range(num_layers):
             last = i == num_layers - 1
@@ -161,16 +162,17 @@ class GMN(nn.Module):
                 f"this GMN reads {self.in_channels} values per parameter, found {given.values.shape[-1]}; "
                 "set in_channels"
             )
-        nodes, values, places, graphs = self._encode(given)
+        sites, values, places, graphs = self._encode(given)
+        nodes = sites if given.schema is None else sites.expand(len(values), *sites.shape)
         edges: Tensor | None = None
         for layer in self.layers:
             if isinstance(layer, GMNProductConv):
                 nodes, graphs = layer(
-                    nodes, _with_one(self.value.features(values)), places, graphs, given.incidence
+                    nodes, _with_one(self.value.features(values)), places, graphs, sites, given.incidence
                 )
             else:
                 edges = self._edges(values, places) if edges is None else edges
-                nodes, edges, graphs = layer(nodes, edges, graphs, given.incidence)
+                nodes, edges, graphs = layer(nodes, edges, graphs, sites, given.incidence)
         if self.readout == "graph":
             sites = self.site(given.incidence.to_blocks(self.unit(nodes)))
             result: Tensor = self.head(torch.cat([given.incidence.to_graphs(sites), graphs], -1))
@@ -184,7 +186,7 @@ class GMN(nn.Module):
         return per_edge.reshape(-1, self.out_channels)
 
     def _prepare(self, inputs: WeightFeatures | Data) -> _Input:
-        dtype = self.start.dtype
+        dtype = self.places.node.weight.dtype
         if isinstance(inputs, WeightFeatures):
             schema = graph_schema(inputs.spec)
             values = edge_values(schema, inputs).to(dtype)
@@ -215,8 +217,8 @@ class GMN(nn.Module):
         return _Input(tensors, values, incidence, int(counts.sum()), None)
 
     def _encode(self, given: _Input) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return nodes ``[…, N, c]``, values ``[…, E, in]``, places ``[E, c]``, graphs ``[b, c]``."""
-        t, dtype = given.tensors, self.start.dtype
+        """Return sites ``[N, c]``, values ``[…, E, in]``, places ``[E, c]``, graphs ``[b, c]``."""
+        t, dtype = given.tensors, self.places.node.weight.dtype
         blocks = self.words(t, given.num_blocks)
         is_edge = torch.ones(given.num_blocks, dtype=torch.bool, device=blocks.device)
         is_edge[t["node_block"]] = False
@@ -225,22 +227,22 @@ class GMN(nn.Module):
         nodes = self.places.nodes(t["x"].to(dtype)) + blocks[node_block]
         places = blocks[edge_block] + self.places.edges(t["edge_position"].to(dtype))
         values = (given.values - mean[edge_block]) * scale[edge_block]
-        if given.schema is not None:
-            b = values.shape[0]
-            return nodes.expand(b, *nodes.shape), values, places, self.start.expand(b, -1)
-        assert isinstance(given.incidence, IndexIncidence)
-        return nodes, values, places, self.start.expand(given.incidence.num_graphs, -1)
+        count = len(values)
+        if given.schema is None:
+            assert isinstance(given.incidence, IndexIncidence)
+            count = given.incidence.num_graphs
+        return nodes, values, places, nodes.new_zeros(count, self.hidden_channels)
 
     def _edges(self, values: Tensor, places: Tensor) -> Tensor:
+        assert self.block_to_value is not None
         gain, shift = self.block_to_value(places).chunk(2, -1)
         edges: Tensor = self.value(values, 1 + gain, shift)
         return edges
 
     def __repr__(self) -> str:
-        c = self.start.shape[0]
         return (
             f"GMN({self.in_channels} -> {self.out_channels} channels per {self.readout} | "
-            f"{len(self.layers)} layers x {c} channels)"
+            f"{len(self.layers)} layers x {self.hidden_channels} channels)"
         )
 
 

@@ -11,6 +11,9 @@ from metanet.nn.incidence import Incidence
 class UnitUpdate(nn.Module):
     """What units and graphs make of what the units collected: two-layer perceptrons with residuals.
 
+    The hidden layer of the units' perceptron is modulated by what their site is (its words), so that one set
+    of weights can treat first layers, last layers and attention heads differently.
+
     Args:
         channels: number of channels c.
         collected: number of things each unit collected.
@@ -18,9 +21,10 @@ class UnitUpdate(nn.Module):
 
     def __init__(self, channels: int, collected: int) -> None:
         super().__init__()
-        self.graph_to_node = nn.Linear(channels, channels, bias=False)
-        self.node_in = nn.Linear((1 + collected) * channels, channels)
-        self.node_out = nn.Linear(channels, channels)
+        self.graph_to_node = nn.Linear(channels, 2 * channels, bias=False)
+        self.node_in = nn.Linear((1 + collected) * channels, 2 * channels)
+        self.node_out = nn.Linear(2 * channels, channels)
+        self.site_to_node = nn.Linear(channels, 4 * channels)
         self.graph_mix = nn.Linear(3 * channels, channels)
         self.graph_out = nn.Linear(channels, channels)
 
@@ -31,10 +35,23 @@ class UnitUpdate(nn.Module):
         collected: list[Tensor],
         graphs: Tensor,
         u: Tensor,
+        sites: Tensor,
         incidence: Incidence,
     ) -> tuple[Tensor, Tensor]:
-        """Return updated nodes ``[…, N, c]`` and graphs ``[b, c]``; x and u are the normalised ones."""
+        """Return updated nodes ``[…, N, c]`` and graphs ``[b, c]``.
+
+        Args:
+            nodes: ``[…, N, c]``, and x the normalised ones.
+            x: ``[…, N, c]``.
+            collected: from every way, ``[…, N, c]``.
+            graphs: ``[b, c]``, and u the normalised ones.
+            u: ``[b, c]``.
+            sites: ``[N, c]`` what the units are.
+            incidence: of the graphs.
+        """
+        gain, shift = self.site_to_node(sites).chunk(2, -1)
         told = self.node_in(torch.cat([x, *collected], -1)) + incidence.from_graphs(self.graph_to_node(u))
+        told = torch.addcmul(shift, told, 1 + gain)
         nodes = nodes + self.node_out(nn.functional.silu(told))
         pooled = incidence.to_graphs(incidence.to_blocks(torch.cat([nodes, collected[0]], -1)))
         graphs = graphs + self.graph_out(nn.functional.silu(self.graph_mix(torch.cat([u, pooled], -1))))
@@ -68,7 +85,13 @@ class GMNProductConv(nn.Module):
         self.update = UnitUpdate(channels, ways)
 
     def forward(
-        self, nodes: Tensor, values: Tensor, places: Tensor, graphs: Tensor, incidence: Incidence
+        self,
+        nodes: Tensor,
+        values: Tensor,
+        places: Tensor,
+        graphs: Tensor,
+        sites: Tensor,
+        incidence: Incidence,
     ) -> tuple[Tensor, Tensor]:
         """Return updated nodes ``[…, N, c]`` and graphs ``[b, c]``.
 
@@ -77,6 +100,7 @@ class GMNProductConv(nn.Module):
             values: ``[…, E, k]`` features of the edges' values.
             places: ``[E, c]`` what an edge is.
             graphs: ``[b, c]``.
+            sites: ``[N, c]`` what a unit is.
             incidence: of the graphs.
         """
         x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
@@ -86,7 +110,7 @@ class GMNProductConv(nn.Module):
             )
             for way, (send, gain) in enumerate(zip(self.send, self.gain, strict=True))
         ]
-        return self.update(nodes, x, collected, graphs, u, incidence)  # type: ignore[no-any-return]
+        return self.update(nodes, x, collected, graphs, u, sites, incidence)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """Show the channels."""
@@ -145,9 +169,9 @@ class GMNConv(nn.Module):
         self.update = UnitUpdate(channels, 2 if bidirectional else 1)
 
     def forward(
-        self, nodes: Tensor, edges: Tensor, graphs: Tensor, incidence: Incidence
+        self, nodes: Tensor, edges: Tensor, graphs: Tensor, sites: Tensor, incidence: Incidence
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return updated nodes ``[…, N, c]``, edges ``[…, E, c]`` and graphs ``[b, c]``."""
+        """Return updated nodes ``[…, N, c]``, edges ``[…, E, c]`` and graphs ``[b, c]``; sites ``[N, c]``."""
         x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
         edges, into, out = incidence.exchange(
             edges,
@@ -159,7 +183,8 @@ class GMNConv(nn.Module):
         )
         if into is None:
             return nodes, edges, graphs
-        nodes, graphs = self.update(nodes, x, [into] if out is None else [into, out], graphs, u, incidence)
+        collected = [into] if out is None else [into, out]
+        nodes, graphs = self.update(nodes, x, collected, graphs, u, sites, incidence)
         return nodes, edges, graphs
 
     def extra_repr(self) -> str:

@@ -140,14 +140,15 @@ class ValueEncoder(nn.Module):
         in_channels: number of values per edge.
         channels: number of channels c.
         num_frequencies: F; 0 uses the value alone.
+        linear: False for the features alone.
     """
 
     frequencies: Tensor
 
-    def __init__(self, in_channels: int, channels: int, num_frequencies: int) -> None:
+    def __init__(self, in_channels: int, channels: int, num_frequencies: int, *, linear: bool = True) -> None:
         super().__init__()
         self.num_frequencies = num_frequencies
-        self.linear = nn.Linear(in_channels * (1 + 2 * num_frequencies), channels)
+        self.linear = nn.Linear(in_channels * (1 + 2 * num_frequencies), channels) if linear else None
         powers = pi / 4 * 2.0 ** torch.arange(num_frequencies)
         self.register_buffer("frequencies", powers, persistent=False)
 
@@ -160,6 +161,7 @@ class ValueEncoder(nn.Module):
 
     def forward(self, values: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """Map ``[..., E, in_channels]`` to ``[..., E, c]``; gain and shift are ``[E, c]``."""
+        assert self.linear is not None
         values = self.features(values)
         shift = torch.addcmul(shift, gain, self.linear.bias)
         if values.shape[-1] == 1:
