@@ -44,8 +44,9 @@ class EquivariantStack(nn.Module):
         dropout: probability of zeroing a channel of one network's block (all its indices alike).
         final: whether the last layer is followed by norm, activation and dropout too.
         init: how the matrices start.
-        fused: run stacks of linear layers and ReLUs as one function in cache-sized chunks; it cannot be
-            differentiated twice or transformed by `torch.func`, for which there is False.
+        fused: run stacks of linear layers and ReLUs as one function, which is fastest; it cannot be
+            differentiated twice or transformed by `torch.func`, for which there is False. Either way a batch
+            is worked on in chunks that stay in cache.
     """
 
     def __init__(
@@ -95,11 +96,11 @@ class EquivariantStack(nn.Module):
             blocks: one per block of the layout.
             means: return every block's mean over its group axes, ``[b, width]``, instead of the block.
         """
+        trunk = Trunk(self.walks, self.widths, self.final, means)
         if self.can_fuse(blocks[0]):
-            trunk = Trunk(self.walks, self.widths, self.final, means)
             return run_trunk(trunk, blocks, self._matrices())
-        result = self._plain(blocks)
-        return [x.flatten(1, -2).mean(1) if x.ndim > 2 else x for x in result] if means else result
+        parts = [self._plain([block[part] for block in blocks], means) for part in trunk.chunks(blocks)]
+        return parts[0] if len(parts) == 1 else [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def _matrices(self) -> list[Tensor]:
         parameters: list[Tensor] = []
@@ -114,7 +115,7 @@ class EquivariantStack(nn.Module):
         dropping = self.dropout > 0 and self.training
         return self.fused and plain and not dropping and not torch.is_autocast_enabled(tensor.device.type)
 
-    def _plain(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+    def _plain(self, blocks: Sequence[Tensor], means: bool) -> list[Tensor]:
         act = ACTIVATIONS[self.activation]
         current = list(blocks)
         for number, layer in enumerate(self.layers):
@@ -130,7 +131,7 @@ class EquivariantStack(nn.Module):
                         y + x if y.shape == x.shape else y for x, y in zip(current, result, strict=True)
                     ]
             current = result
-        return current
+        return [x.flatten(1, -2).mean(1) if x.ndim > 2 else x for x in current] if means else current
 
     def _drop(self, tensor: Tensor) -> Tensor:
         if not self.dropout or not self.training:

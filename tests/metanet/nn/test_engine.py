@@ -43,7 +43,7 @@ def results(
     """Return outputs, and gradients of a fixed functional of them for inputs and parameters."""
     outputs = stack(blocks, means=means)
     generator = torch.Generator().manual_seed(5)
-    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in outputs]
+    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in outputs]
     loss = sum((w * x).sum() for w, x in zip(weights, outputs, strict=True))
     assert isinstance(loss, Tensor)
     return outputs, list(torch.autograd.grad(loss, [*blocks, *stack.parameters()]))
@@ -80,9 +80,11 @@ def test_fused_is_plain(name: str, final: bool, means: bool) -> None:
 
 
 @EVERY
-def test_chunked_is_unchunked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fast", [True, False], ids=["fused", "plain"])
+def test_chunked_is_unchunked(name: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SPECS[name]
     stack = random_stack(spec, final=True)
+    stack.fused = fast
     blocks = random_blocks(spec, list(stack.widths[0]), 5)
     whole = results(stack, blocks)
     monkeypatch.setattr(fused, "CHUNK_BYTES", 1)
@@ -177,6 +179,17 @@ def test_initial_outputs_are_of_order_one(init: str) -> None:
     spread = torch.stack([x.std() for x in layer(inputs)])
     assert spread.min() > 0.3
     assert spread.max() < 3
+
+
+@pytest.mark.gpu
+@EVERY
+def test_gpu_is_cpu(name: str) -> None:
+    stack = random_stack(SPECS[name], final=True)
+    blocks = random_blocks(SPECS[name], list(stack.widths[0]), 3)
+    here = results(stack, blocks)
+    there = results(copy.deepcopy(stack).cuda(), [b.detach().cuda().requires_grad_() for b in blocks])
+    for x, y in zip(here, there, strict=True):
+        assert_same([t.cpu() for t in y], x, 1e-9)
 
 
 def test_copies_and_seeds() -> None:
