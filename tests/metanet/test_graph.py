@@ -236,8 +236,8 @@ def by_hand(kind: str) -> WeightSpec:
 
 def test_unknown_operations_are_never_dropped() -> None:
     schema = graph_schema(by_hand("mylib.blend.default"))
-    (mixed,) = [i for i, node in enumerate(schema.nodes) if Word(0, "kind", "mylib.blend.default") in node.words
-                and node.kind == "join"]  # fmt: skip
+    blend = Word(0, "kind", "mylib.blend.default")
+    (mixed,) = [i for i, n in enumerate(schema.nodes) if blend in n.words and n.kind == "join"]
     assert {edge.source for edge in schema.edges if edge.target == mixed} >= {
         schema.edges[edges_of(schema, "one")[0]].target
     }
