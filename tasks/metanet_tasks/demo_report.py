@@ -16,6 +16,9 @@ from metanet_tasks.training import TrainingResult
 from metanet_zoo.image_set import ImageSet, pixel_coordinates
 from metanet_zoo.store import Zoo
 
+FINE = (64, 64)
+"""Pixels of the finer pictures."""
+
 
 def write_report(
     folder: Path,
@@ -98,16 +101,21 @@ def _add_pictures(report: Report, images: ImageSet, zoo: Zoo, predictions: Predi
     columns = [int(torch.nonzero(labels == label)[0]) for label in labels.unique().tolist()][:10]
     shown = [predictions.rows[i] for i in columns]
     titles = [f"{row.true_label} → {row.label}" for row in shown]
-    originals = torch.stack([images.signal(i).reshape(*images.size) for i in columns])
+    rows = {
+        "image": [images.signal(i).reshape(*images.size) for i in columns],
+        "network": reconstruct(zoo, columns, images.size),
+        "between pixels": reconstruct(zoo, columns, FINE),
+    }
     report.heading("Images, and the networks that stand for them")
     report.figure(
-        figures.reconstructions(originals, reconstruct(zoo, columns, images.size), titles),
-        "Above each pair: the digit, and what the metanetwork says of the network's weights.",
+        figures.picture_rows(rows, titles),
+        "Above each column: the digit, and what the metanetwork says of the network's weights. The last row "
+        "asks the same networks at finer coordinates, where nothing was fitted.",
     )
 
 
 @torch.no_grad()
-def reconstruct(zoo: Zoo, indices: list[int], size: tuple[int, int]) -> Tensor:
+def reconstruct(zoo: Zoo, indices: list[int], size: tuple[int, int]) -> list[Tensor]:
     """Evaluate some networks of a zoo on the pixel grid.
 
     Args:
@@ -116,14 +124,14 @@ def reconstruct(zoo: Zoo, indices: list[int], size: tuple[int, int]) -> Tensor:
         size: height and width.
 
     Returns:
-        ``[networks, height, width]``.
+        One picture per network, ``[height, width]``.
     """
     module, coordinates = zoo.build_module(), pixel_coordinates(*size)
     pictures = []
     for index in indices:
         module.load_state_dict(zoo.state_dict(index))
         pictures.append(module(coordinates).reshape(size))
-    return torch.stack(pictures)
+    return pictures
 
 
 def confusion_matrix(predictions: Predictions, labels: tuple[str, ...]) -> Tensor:

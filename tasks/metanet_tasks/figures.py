@@ -21,25 +21,23 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def reconstructions(originals: Tensor, fits: Tensor, titles: Sequence[str]) -> bytes:
-    """Draw images above what their networks represent.
+def picture_rows(rows: Mapping[str, Sequence[Tensor]], titles: Sequence[str]) -> bytes:
+    """Draw rows of pictures above one another.
 
     Args:
-        originals: ``[n, height, width]`` or ``[n, height, width, 3]`` in 0…1.
-        fits: the same shape.
+        rows: name -> one picture per column, ``[height, width]`` or ``[height, width, 3]`` in 0…1.
         titles: one per column.
     """
-    n = len(originals)
-    figure = Figure(figsize=(1.1 * n, 2.6))
-    axes = figure.subplots(2, n, squeeze=False)
-    for column in range(n):
-        for row, image in enumerate((originals[column], fits[column])):
-            axis = axes[row, column]
-            axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1)
+    figure = Figure(figsize=(1.1 * len(titles), 1.15 * len(rows) + 0.3))
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, (name, pictures) in enumerate(rows.items()):
+        for axis, picture in zip(axes[row], pictures, strict=True):
+            axis.imshow(_pixels(picture), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-        axes[0, column].set_title(titles[column], fontsize=9)
-    axes[0, 0].set_ylabel("image", fontsize=9)
-    axes[1, 0].set_ylabel("network", fontsize=9)
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.subplots_adjust(hspace=0.05, wspace=0.08)
     return png(figure)
 
 
@@ -83,7 +81,8 @@ def learning_curve(histories: Mapping[str, Sequence[Mapping[str, float]]], chanc
                 axis.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.4)
     axis.axhline(100 * chance, color=GREY, linewidth=1, label="chance")
     axis.set(xlabel="epoch", ylabel="accuracy / %", ylim=(0, 100))
-    axis.legend(fontsize=8, loc="upper left", title="validation (training dashed)", title_fontsize=8)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=8, bbox_to_anchor=(1, 1), title="validation (training dashed)", title_fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
 

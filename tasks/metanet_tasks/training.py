@@ -187,7 +187,7 @@ def quiet() -> None:
     """Keep Lightning's notices about devices, workers and other products off the terminal."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (r".*dirpath has changed.*", r".*LeafSpec.*"):
+    for message in (r".*dirpath has changed.*", r".*is not empty.*", r".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message, module=r"lightning\..*")
 
 
