@@ -110,6 +110,7 @@ def product_step(spec: WeightSpec, batch: int, *, every: bool) -> Callable[[], N
     stack = model.network.stack
     assert isinstance(stack, EquivariantStack)
     work: list[tuple[Tensor, Tensor, Tensor, bool]] = []
+    room: dict[tuple[int, ...], Tensor] = {}
     for layer in range(LAYERS):
         before, after = stack.widths[layer], stack.widths[layer + 1]
         for product in stack.walks[0].plan.products:
@@ -121,13 +122,15 @@ def product_step(spec: WeightSpec, batch: int, *, every: bool) -> Callable[[], N
             if every or len(product.sizes) == 2:
                 x, y = torch.randn(rows, source), torch.randn(rows, target)
                 work.append((x, torch.randn(source, target), y, layer > 0 or not every))
+                for shape in ((rows, source), (rows, target), (source, target)):
+                    room.setdefault(shape, torch.empty(shape))
 
     def step() -> None:
         for x, matrix, y, below in work:
-            torch.mm(x, matrix)
-            torch.mm(x.t(), y)
+            torch.mm(x, matrix, out=room[tuple(y.shape)])
+            torch.mm(x.t(), y, out=room[tuple(matrix.shape)])
             if below:
-                torch.mm(y, matrix.t())
+                torch.mm(y, matrix.t(), out=room[tuple(x.shape)])
 
     return step
 
