@@ -131,3 +131,20 @@ def test_zoos_that_cannot_be_classified_are_refused(tiny_zoo: Zoo, tmp_path: Pat
         module(Zoo.open(tmp_path / "diverged"))
     with pytest.raises(ZooError, match="holds no zoo"):
         ZooDataModule(str(tmp_path))
+
+
+def test_motion_moves_the_signals_of_training_networks_alone(tiny_zoo: Zoo) -> None:
+    still = module(tiny_zoo, noise=0.0, batch_size=1000)
+    moving = module(tiny_zoo, noise=0.0, motion=0.1, batch_size=1000)
+    ((still_features, labels),) = still.train_dataloader()
+    ((moved, moved_labels),) = moving.train_dataloader()
+    assert len(labels) == len(moved_labels)
+    assert not torch.allclose(
+        still_features.tensors["seq.0.weight"].sum(), moved.tensors["seq.0.weight"].sum()
+    )
+    canonical = canonicalize(moving.spec, moved)
+    assert_close(
+        dict(canonical.tensors), dict(moved.tensors), tolerance=1e-4, what="a moved network is canonical"
+    )
+    ((tested, _),) = moving.test_dataloader()
+    assert_close(dict(tested.tensors), dict(still.features("test").tensors), tolerance=0)
