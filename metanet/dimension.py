@@ -1,8 +1,8 @@
 """Dimension variables: what is known of a tensor dimension while a spec is derived, and how it is unified.
 
-A `Dim` starts *plain* (nothing known: its indices may be permuted freely) and is refined as operations are
-interpreted:  All of these only ever shrink the group of allowed
-permutations, so their order matters little and any of them is sound at any time.
+A `Dim` starts *plain* (nothing known: its indices may be permuted freely). As operations are interpreted it
+becomes a row-major product, a concatenation, one with another dimension, or *fixed* (its indices have a
+meaning of their own). Each of these only shrinks the group of allowed permutations: any is sound at any time.
 
 Two kinds stand apart. An *any* dimension is one along which a value does not vary (a zero state, an
 expanded batch): it agrees with everything. A *selector* and its *choices* are dimensions of a stacked tensor

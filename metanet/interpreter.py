@@ -228,6 +228,6 @@ def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
     if not all(isinstance(size, int) for shape in shapes for size in shape):
         raise DerivationError(
             f"{node.target} gives a tensor whose shape {shapes[0]} depends on values; a spec needs shapes "
-            "that the example inputs decide. Give the part of the model before it, or mask instead of selecting"
+            "that the example inputs decide. Give the part of the model before it, or mask instead of select"
         )
     return tuple(shapes)

@@ -60,13 +60,20 @@ def _writers(
     yield from entries.items()
 
 
+_RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(_reverse)?")
+_PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.original\d*$")
+
+
 def _base(entry: str) -> str:
-    """Return the name of the module that an entry belongs to; of the entry itself if there is none."""
+    """Return the name of the module that an entry is the weight of, or of a bare parameter itself."""
+    entry = _PARAMETRIZED.sub(r".\1", entry).removeprefix(".")
     module, _, last = entry.rpartition(".")
-    base = module or re.sub(r"^(weight|bias)_(ih|hh|hr)_l(\d+)", r"layer\3", last)
+    if match := _RECURRENT.fullmatch(last):
+        layer = f"{match[1]}{match[2] or ''}"
+        base = f"{module}.l{layer}" if module else f"layer{layer}"
+    else:
+        base = module if module and last.endswith(("weight", "bias")) else entry
     base = re.sub(r"[^A-Za-z0-9_.]", "_", base)
-    if module and (match := re.fullmatch(r"(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(_reverse)?", last)):
-        base += f".l{match[1]}{match[2] or ''}"
     return base if re.match(r"[A-Za-z_]", base) else f"layer{base}"
 
 
@@ -117,9 +124,9 @@ def _attention(call: Callable[[Iterable[Dim], str], None], q: Draft, k: Draft, v
     call(v.dims[-1:], "v")
     for operation in (k, v, q):
         for dim in operation.dims[:-2]:
-            first, *others = leaves(dim)
-            call([first], "head")
-            call(others, "query")
+            free = [variable for variable in leaves(dim) if variable.state == "plain"]
+            call(free[:1], "head")
+            call(free[1:], "query")
 
 
 def _untransposed(keys: Draft) -> Draft:

@@ -37,6 +37,7 @@ ODD_FUNCTIONS = frozenset(
 """Nonlinear functions with f(-x) = -f(x)."""
 SYMMETRIC_BOUNDS = {"hardtanh": ("min_val", "max_val"), "clamp": ("min", "max")}
 EVEN_FUNCTIONS = frozenset(("abs", "cos", "cosh", "square"))
+NONLINEAR = ODD_FUNCTIONS | EVEN_FUNCTIONS | frozenset(SYMMETRIC_BOUNDS) | {"pow"}
 LINEAR_ALONG = frozenset(
     ("neg", "positive", "reshape", "transpose", "expand", "repeat", "flip", "roll", "upsample")
 ) | {f"{kind}_pool{n}d" for kind in ("avg", "adaptive_avg") for n in (1, 2, 3)}
@@ -93,11 +94,14 @@ def with_freedoms(spec: WeightSpec) -> WeightSpec:
 
 
 def _touched(spec: WeightSpec) -> set[str]:
-    """Return the groups that an odd nonlinear function reads."""
+    """Return the groups that a nonlinear function reads which may keep a sign.
+
+    Between two linear maps alone a sign is part of a larger freedom, a scale.
+    """
     return {
         group
         for operation in spec.operations
-        if operation.kind in ODD_FUNCTIONS or operation.kind in SYMMETRIC_BOUNDS
+        if operation.kind in NONLINEAR
         for axis in operation.axes
         for group in _groups(axis)
     }
@@ -281,7 +285,7 @@ class _Parity:
             axes, state = self.operations[op.inputs[1]].axes, inputs[1]
             column = len(axes) - 1 if op.kind == "linear" else max(len(axes) - 2, 0)
             further = inputs[2:]
-            if self.count(axes) > self.count((axes[column],)) and "odd" in inputs:
+            if self.count(axes[:-2]):
                 raise _Neither
         else:
             raise _Neither
