@@ -72,6 +72,8 @@ class DWSNet(nn.Module):
 
     References:
         Navon et al.: Equivariant Architectures for Learning in Deep Weight Spaces (2023), arXiv:2301.12780.
+        Departures: any spec instead of MLPs, means for maxima, no norm over the batch, and matrices that
+        start balanced over signatures.
     """
 
     def __init__(

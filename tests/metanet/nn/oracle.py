@@ -69,6 +69,13 @@ SPECS: dict[str, WeightSpec] = {
         g   head
         """
     ),
+    "apart": WeightSpec.parse(
+        """
+        groups   e: 2   head: 3   qk: 2 under head
+        q   (head e qk) 2
+        k   e (head 2 qk)
+        """
+    ),
     "conv": WeightSpec.parse(
         """
         groups   c1: 3   c2: 2

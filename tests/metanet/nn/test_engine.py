@@ -136,6 +136,19 @@ def test_second_derivatives_are_refused_by_the_fused_route_only() -> None:
     assert blocks[1].grad.abs().sum() > 0
 
 
+def test_published_initialisation_of_unf() -> None:
+    """Every output is a sum over terms and input channels: N(0, 1 / (terms · channels)) keeps variance."""
+    spec = SPECS["rnn"]
+    layout = feature_layout(spec)
+    torch.manual_seed(0)
+    layer = EquivariantLinear(layout, spec.sizes, [30] * len(layout), [40] * len(layout), "unf")
+    basis = layer.plan.basis
+    for signature, weight in zip(basis.signatures, layer.weights, strict=True):
+        for writing, columns in zip(signature.writings, weight.detach().split(40, 1), strict=True):
+            terms = sum(basis.num_terms_between(source, writing.block) for source in range(len(layout)))
+            assert abs(float(columns.std()) * (30 * terms) ** 0.5 - 1) < 0.1
+
+
 def test_inputs_are_not_written_to() -> None:
     stack = random_stack(SPECS["rnn"], final=True)
     blocks = random_blocks(SPECS["rnn"], list(stack.widths[0]), 2)
