@@ -28,7 +28,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     if any(parameter.is_meta for parameter in model.parameters()):
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, dict(kwargs)))
     try:
-        with evaluation_mode(model), warnings.catch_warnings(), torch.no_grad():
+        with evaluation_mode(model), warnings.catch_warnings(), _plain_attention(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs=dict(kwargs), strict=False)
             if any(_mutates(node) for node in program.graph.nodes):
@@ -55,6 +55,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keep torch's transformer layers from being exported as one fused operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def in_place_of_own(node: fx.Node) -> bool:

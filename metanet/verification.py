@@ -71,7 +71,8 @@ class Verification:
         if self.dead:
             lines.append(f"groups that the outputs do not tell apart: {', '.join(self.dead)}")
         if self.unused:
-            lines.append(f"entries that no output depends on: {', '.join(self.unused)}")
+            more = f" and {len(self.unused) - 5} more" if len(self.unused) > 5 else ""
+            lines.append(f"entries that no output depends on: {', '.join(self.unused[:5])}{more}")
         return "\n".join(lines)
 
 
@@ -247,8 +248,12 @@ class _Network:
         return worst
 
     def unused(self) -> tuple[str, ...]:
-        """Return the entries that may be changed without changing an output."""
-        return tuple(name for name in self.values if self.idle(name))
+        """Return the entries that may be changed without changing an output.
+
+        With a skeleton only those that no operation reads are tried, one run of the network each.
+        """
+        candidates = self.spec.unused if self.spec.operations else tuple(self.values)
+        return tuple(name for name in candidates if self.idle(name))
 
     def idle(self, name: str) -> bool:
         value = self.values[name]
