@@ -144,7 +144,8 @@ class _Parity:
         users = {i for i, op in enumerate(self.operations) if written & {e for _, e in op.parameters}}
         if users != {writer.operation for writer in found}:
             return None
-        odd = {name for name in self.spec if self.count(self.spec.axes[name])} - self.tied(written)
+        written |= {name for tie in self.spec.ties if written & set(tie) for name in tie}
+        odd = {name for name in self.spec if self.count(self.spec.axes[name])} - written
         if any(role != "in" for (entry, _), role in self.roles.items() if entry not in written):
             return None
         known: dict[int, State | None] = dict.fromkeys(i for w in found for i in (w.operation, *w.chain))
@@ -153,9 +154,6 @@ class _Parity:
         except _Neither:
             return None
         return found[0].omega
-
-    def tied(self, entries: set[str]) -> set[str]:
-        return entries | {name for tie in self.spec.ties if entries & set(tie) for name in tie}
 
     def writer(self, sine: int) -> _Writer | None:
         """Follow a sine back, through factors and reshapes, to the linear map whose only use it is."""
@@ -222,9 +220,9 @@ class _Parity:
             states.append(state)
 
     def state(self, op: Operation, inputs: Sequence[State], odd: set[str]) -> State:
-        parameters = {role: self.of_entry(entry, odd) for role, entry in op.parameters}
+        parameters: dict[str, State] = {r: "odd" if e in odd else "even" for r, e in op.parameters}
         if op.kind == "constant":
-            return "zero" if op.attribute("value") == 0 and op.attribute("value") is not None else "even"
+            return "zero" if op.attribute("value") == 0 else "even"
         if "odd" not in inputs and "odd" not in parameters.values():
             return "even"
         if op.kind in MATRICES:
@@ -246,9 +244,6 @@ class _Parity:
         if parameters or len(inputs) != 1:
             raise _Neither
         return self.function(op)
-
-    def of_entry(self, entry: str, odd: set[str]) -> State:
-        return "odd" if entry in odd else "even"
 
     def function(self, op: Operation) -> State:
         """Return the state of a function of one odd value."""
