@@ -98,6 +98,7 @@ class GMN(nn.Module):
         self.places = PlaceEncoder(c)
         self.value = ValueEncoder(in_channels, c, num_frequencies, linear=has_edges)
         self.block_to_value = nn.Linear(c, 2 * c) if has_edges else None
+        self.norm_sites = nn.LayerNorm(c)
         self.hidden_channels = c
         self.layers = nn.ModuleList()
         for i in range(num_layers):
@@ -115,6 +116,7 @@ class GMN(nn.Module):
         if readout == "graph":
             self.unit = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, wide), nn.SiLU())
             self.site = nn.Sequential(nn.Linear(wide, wide), nn.SiLU())
+            self.key = nn.Linear(c, wide)
             self.head = nn.Sequential(
                 nn.Linear(wide + c, wide), nn.SiLU(), nn.Dropout(dropout), nn.Linear(wide, out_channels)
             )
@@ -163,7 +165,9 @@ class GMN(nn.Module):
                 "set in_channels"
             )
         sites, values, places, graphs = self._encode(given)
-        nodes = sites if given.schema is None else sites.expand(len(values), *sites.shape)
+        nodes = torch.zeros_like(sites)
+        if given.schema is not None:
+            nodes = nodes.expand(len(values), *sites.shape)
         edges: Tensor | None = None
         for layer in self.layers:
             if isinstance(layer, GMNProductConv):
@@ -174,8 +178,10 @@ class GMN(nn.Module):
                 edges = self._edges(values, places) if edges is None else edges
                 nodes, edges, graphs = layer(nodes, edges, graphs, sites, given.incidence)
         if self.readout == "graph":
-            sites = self.site(given.incidence.to_blocks(self.unit(nodes)))
-            result: Tensor = self.head(torch.cat([given.incidence.to_graphs(sites), graphs], -1))
+            to_blocks, to_graphs = given.incidence.to_blocks, given.incidence.to_graphs
+            keys = to_blocks(self.key(sites if given.schema is None else sites[None]))
+            shown = to_graphs(self.site(to_blocks(self.unit(nodes))) * keys)
+            result: Tensor = self.head(torch.cat([shown, graphs], -1))
             return result
         per_edge: Tensor = self.edge(edges)
         if isinstance(inputs, WeightFeatures):
@@ -224,14 +230,14 @@ class GMN(nn.Module):
         is_edge[t["node_block"]] = False
         mean, scale = self.standardize(t["block_key"], t["block_type"], is_edge)
         node_block, edge_block = t["node_block"], t["edge_block"]
-        nodes = self.places.nodes(t["x"].to(dtype)) + blocks[node_block]
+        sites = self.norm_sites(self.places.nodes(t["x"].to(dtype)) + blocks[node_block])
         places = blocks[edge_block] + self.places.edges(t["edge_position"].to(dtype))
         values = (given.values - mean[edge_block]) * scale[edge_block]
         count = len(values)
         if given.schema is None:
             assert isinstance(given.incidence, IndexIncidence)
             count = given.incidence.num_graphs
-        return nodes, values, places, nodes.new_zeros(count, self.hidden_channels)
+        return sites, values, places, sites.new_zeros(count, self.hidden_channels)
 
     def _edges(self, values: Tensor, places: Tensor) -> Tensor:
         assert self.block_to_value is not None

@@ -11,8 +11,8 @@ from metanet.nn.incidence import Incidence
 class UnitUpdate(nn.Module):
     """What units and graphs make of what the units collected: two-layer perceptrons with residuals.
 
-    The hidden layer of the units' perceptron is modulated by what their site is (its words), so that one set
-    of weights can treat first layers, last layers and attention heads differently.
+    The hidden layer of the units' perceptron, and what graphs see of the units, is modulated by what their
+    site is, so that one set of weights can treat first layers, last layers and attention heads differently.
 
     Args:
         channels: number of channels c.
@@ -25,6 +25,7 @@ class UnitUpdate(nn.Module):
         self.node_in = nn.Linear((1 + collected) * channels, 2 * channels)
         self.node_out = nn.Linear(2 * channels, channels)
         self.site_to_node = nn.Linear(channels, 4 * channels)
+        self.site_to_graph = nn.Linear(channels, 2 * channels)
         self.graph_mix = nn.Linear(3 * channels, channels)
         self.graph_out = nn.Linear(channels, channels)
 
@@ -53,7 +54,8 @@ class UnitUpdate(nn.Module):
         told = self.node_in(torch.cat([x, *collected], -1)) + incidence.from_graphs(self.graph_to_node(u))
         told = torch.addcmul(shift, told, 1 + gain)
         nodes = nodes + self.node_out(nn.functional.silu(told))
-        pooled = incidence.to_graphs(incidence.to_blocks(torch.cat([nodes, collected[0]], -1)))
+        shown = torch.cat([nodes, collected[0]], -1) * self.site_to_graph(sites)
+        pooled = incidence.to_graphs(incidence.to_blocks(shown))
         graphs = graphs + self.graph_out(nn.functional.silu(self.graph_mix(torch.cat([u, pooled], -1))))
         return nodes, graphs
 
@@ -61,8 +63,8 @@ class UnitUpdate(nn.Module):
 class GMNProductConv(nn.Module):
     r"""One round of product messages: what a unit sends is multiplied by the weight of the edge.
 
-    As `GMNConv`, with :math:`z_{ij} = (1, v_{ij}) G_t \odot B\,\mathrm{LN}(x_j)` summed instead of averaged
-    (`metanet.nn.product_messages`); edges keep no features, so that a dense block is one matrix product.
+    As `GMNConv`, with :math:`z_{ij} = (1, v_{ij}) G_t \odot B\,\mathrm{LN}(x_j)` collected as
+    `metanet.nn.product_messages` says; edges keep no features, so that a dense block is one matrix product.
 
     Args:
         channels: number of channels c of nodes and graphs.
@@ -103,7 +105,7 @@ class GMNProductConv(nn.Module):
             sites: ``[N, c]`` what a unit is.
             incidence: of the graphs.
         """
-        x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
+        x, u = self.norm_nodes(nodes) + sites, self.norm_graphs(graphs)
         collected = [
             incidence.product(
                 values, send(x), gain(places).unflatten(-1, (self.features, -1)), outgoing=bool(way)
@@ -172,7 +174,7 @@ class GMNConv(nn.Module):
         self, nodes: Tensor, edges: Tensor, graphs: Tensor, sites: Tensor, incidence: Incidence
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return updated nodes ``[…, N, c]``, edges ``[…, E, c]`` and graphs ``[b, c]``; sites ``[N, c]``."""
-        x, u = self.norm_nodes(nodes), self.norm_graphs(graphs)
+        x, u = self.norm_nodes(nodes) + sites, self.norm_graphs(graphs)
         edges, into, out = incidence.exchange(
             edges,
             self.source(x),

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from metanet.graph_schema import COORDINATES, EDGE_KINDS, block_key
 from metanet.graph_words import MAX_ORDER, NUM_NAMES, NUM_TEXTS, NUMBERS
 
+NAMED = 64
+"""The first indices have an embedding each: neighbours like the coordinates x and y must be told apart."""
 WAVES = 8
 """Number of wavelengths of an index, from 2.5 to about 40,000 in equal ratios."""
 
@@ -169,6 +171,11 @@ class ValueEncoder(nn.Module):
         return torch.addcmul(shift, nn.functional.linear(values, self.linear.weight), gain)
 
 
+def _named(index: Tensor) -> Tensor:
+    """Return 0 for no index or one too large, else 1 + index."""
+    return torch.where((index >= 0) & (index < NAMED), index + 1, torch.zeros_like(index)).long()
+
+
 class PlaceEncoder(nn.Module):
     """Numbers of a node (order of operation, index among fixed units) and coordinates of an edge → channels.
 
@@ -178,6 +185,8 @@ class PlaceEncoder(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.order = nn.Embedding(NAMED + 1, channels)
+        self.index = nn.Embedding(NAMED + 1, channels)
         self.node = nn.Linear(4 * WAVES + 2, channels)
         self.edge = nn.Linear(COORDINATES * 2 * WAVES, channels, bias=False)
 
@@ -185,7 +194,8 @@ class PlaceEncoder(nn.Module):
         """Map ``x`` ``[N, 4]`` of a graph to ``[N, c]``."""
         order, relative, index, size = x.unbind(-1)
         numbers = torch.stack([relative, torch.log1p(size)], -1)
-        return self.node(torch.cat([index_features(order), index_features(index), numbers], -1))  # type: ignore[no-any-return]
+        waves = self.node(torch.cat([index_features(order), index_features(index), numbers], -1))
+        return waves + self.order(_named(order)) + self.index(_named(index))  # type: ignore[no-any-return]
 
     def edges(self, position: Tensor) -> Tensor:
         """Map ``edge_position`` ``[E, 3]`` of a graph to ``[E, c]``."""

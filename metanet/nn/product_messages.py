@@ -2,10 +2,12 @@ r"""Product messages: what a unit sends is multiplied by the weight of the edge,
 
 On the edge from j to i of the edge block t, with (standardised, encoded) value v of k numbers,
 
-.. math:: m_i = \sum_t \frac{1}{\sqrt{k\,n_t}} \sum_{j \in t} \big(\sum_k v_{ijk}\, g_{tk}\big) \odot x_j
+.. math:: m_i = \sum_t \sum_{j \in t} \Big(\frac{g_{t0}}{n_t}
+    + \frac{1}{\sqrt{(k - 1)\,n_t}} \sum_{1 \le l < k} v_{ijl}\, g_{tl}\Big) \odot x_j
 
-where n_t edges of t meet at i and the gains g_t belong to the block and, for parallel edges, to the place
-(kernel position). No features are kept on edges: for a dense block the sum over j is one matrix product.
+where n_t edges of t meet at i, feature 0 is one (a mean of the neighbours) and the gains g_t belong to the
+block and, for parallel edges, to the place (kernel position). No features are kept on edges: for a dense
+block the sum over j is one matrix product.
 
 References:
     Kalogeropoulos et al. 2024, Scale equivariant graph metanetworks, https://arxiv.org/abs/2406.10685,
@@ -33,7 +35,7 @@ def index_product(
     """Collect products over index tensors.
 
     Args:
-        values: ``[E, k]``.
+        values: ``[E, k]`` features of the edges' values, the first one being one.
         units: ``[N, c]`` what units send.
         gains: ``[E, k, c]``.
         ends: ``[E]`` unit that sends and unit that collects, of every edge.
@@ -44,10 +46,16 @@ def index_product(
         ``[N, c]``.
     """
     sender, collector = ends
-    scale = (fan * values.shape[-1]).to(values).rsqrt()
-    message = torch.einsum("ek,ekc->ec", values * scale[:, None], gains) * units[sender]
+    scaled = values * _scale(fan.to(values), values.shape[-1])
+    message = torch.einsum("ek,ekc->ec", scaled, gains) * units[sender]
     result: Tensor = scatter(message, collector, dim_size=num_nodes, reduce="sum")
     return result
+
+
+def _scale(fan: Tensor, features: int) -> Tensor:
+    """Return ``[…, k]``: a mean for the constant feature, a sum of unit variance for the others."""
+    varied = (fan * max(1, features - 1)).rsqrt()
+    return torch.stack([fan.reciprocal(), *[varied] * (features - 1)], -1)
 
 
 def dense_product(
@@ -103,7 +111,8 @@ def _block_product(
     for dim in range(len(block.shape)):
         if dim not in free:
             gain = gain.narrow(dim, 0, 1)
-    gain = gain.reshape(*(block.shape[dim] for dim in free), k, c) * (k * block.fan(to_dims)) ** -0.5
+    scale = _scale(torch.tensor(float(block.fan(to_dims)), dtype=gain.dtype, device=gain.device), k)
+    gain = gain.reshape(*(block.shape[dim] for dim in free), k, c) * scale[:, None]
     sent = torch.einsum(f"B{senders}c,{places}kc->B{senders}{places}kc", units.reshape(b, *shape, c), gain)
     message = torch.einsum(
         f"B{letters}k,B{senders}{places}kc->B{collectors}c", values.reshape(b, *block.shape, k), sent
