@@ -16,8 +16,9 @@ class Operation:
     """One operation of a network.
 
     Args:
-        kind: the field's name of it: ``input``, ``constant``, ``linear``, ``conv2d``, ``batch_norm``, ``add``,
-            ``relu``, ``sdpa``, ``lstm``, ``output``, …; an operation without a rule keeps its ATen name.
+        kind: the field's name of it: ``input``, ``constant``, ``linear``, ``conv2d``, ``batch_norm``,
+            ``add``, ``relu``, ``sdpa``, ``lstm``, ``output``, …; without a rule its ATen name. The whole
+            vocabulary stands in `metanet.rules`.
         inputs: positions, in the skeleton, of the operations whose results it reads.
         parameters: ``(role, state-dict entry)``, e.g. ``("weight", "fc.weight")``.
         attributes: ``(name, value)`` of what configures it: stride, padding, groups, eps, omega, heads, …
