@@ -12,7 +12,9 @@ anywhere else           φ in [0, π/2], by shift and flip
 ======================  ==================================================================================
 
 The first two measured better than the third as input of a metanetwork (they leave no wrap-around in w, and
-small phases small). A tanh unit takes the sign that makes the sum of its incoming row and bias positive.
+small phases small). A tanh unit takes the sign that makes the sum of its incoming row and bias positive;
+what comes from units whose own sign is not settled yet (recurrent, residual) does not count, and a unit that
+receives nothing else is left as it is.
 The form keeps the function, is idempotent, constant on the orbit of these freedoms and commutes with
 permutations. It is discontinuous at the cut; noise or a random element as augmentation smooths that.
 
@@ -64,11 +66,16 @@ def canonicalize(
         return type(weights).from_state_dict(spec, canonical, batched=weights.batched)
     spec.check({name: tuple(tensor.shape) for name, tensor in weights.items()}, leading=None)
     tensors = dict(weights)
+    settled = {group.name for group in spec.groups if not group.freedoms}
     for group in _sweep(spec):
         if group.freedom("phase"):
             _canonicalize_phase(spec, group, tensors)
         elif group.freedom("sign"):
-            _apply(spec, group, "sign", _sign(_row_sum(spec, group, tensors)), tensors)
+            total = _row_sum(spec, group, settled, tensors)
+            if total is None:
+                continue
+            _apply(spec, group, "sign", _sign(total), tensors)
+        settled.add(group.name)
     return tensors
 
 
@@ -149,15 +156,22 @@ def _phase(spec: WeightSpec, group: Group, omega: float, tensors: Mapping[str, T
     return found[0][1].double() * omega
 
 
-def _row_sum(spec: WeightSpec, group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+def _row_sum(
+    spec: WeightSpec, group: Group, settled: set[str], tensors: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Return ``[*leading, n]`` sums of what comes into the units from settled signs; None if nothing does."""
     total: Tensor | None = None
     for role in ("out", "bias"):
         for block, part in _occurrences(spec, group, role, tensors):
+            others = [
+                atom for atom in block.atoms if isinstance(atom, Perm) and atom != Perm(group.name, role)
+            ]
+            if not all(atom.group in settled for atom in others):
+                continue
             leading = part.ndim - len(block.atoms)
             rest = tuple(range(leading, part.ndim - 1))
             step = part.double().sum(rest) if rest else part.double()
             total = step if total is None else total + step
-    assert total is not None
     return total
 
 

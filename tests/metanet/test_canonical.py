@@ -2,9 +2,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from metanet import GroupElement, WeightSpec, canonicalize, testing
+from metanet import GroupElement, WeightSpec, canonicalize, spec_of, testing
 
 DEEP = WeightSpec.parse(
     """groups  h1: 6 sign phase(30)   h2: 7 sign phase(30)   h3: 5 sign phase(30)
@@ -60,6 +61,33 @@ def test_canonical_form(case: str) -> None:
             permutation @ canonical,
             what="commuting with permutations",
         )
+
+
+class Residual(nn.Module):
+    """Signs of a recurrent map: a unit reads units of its own group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(h + torch.tanh(self.inner(h)))  # type: ignore[no-any-return]
+
+
+def test_signs_that_meet_themselves_are_settled_by_the_rest() -> None:
+    torch.manual_seed(0)
+    model = Residual().double()
+    x = torch.randn(9, 3, dtype=torch.float64)
+    spec = spec_of(model, x)
+    assert spec.group["first"].freedom("sign")
+    state = model.state_dict()
+    canonical = canonicalize(spec, state)
+    testing.assert_close(functional_call(model, canonical, (x,)), model(x).detach(), what="function")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        element = GroupElement.random(spec, generator, kinds="all", permute=False)
+        testing.assert_close(canonicalize(spec, element @ state), canonical, what="orbit")
 
 
 def test_batch_equals_loop() -> None:
