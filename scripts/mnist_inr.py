@@ -36,8 +36,8 @@ ENGINE: dict[str, Any] = {
 }
 RUNS: dict[str, dict[str, Any]] = {
     "GMN, product messages": {**GMN, "max_epochs": 50},
-    "UNF": {**ENGINE, "network": "unf", "max_epochs": 24},
-    "DWSNet": {**ENGINE, "network": "dws", "max_epochs": 24},
+    "UNF": {**ENGINE, "network": "unf", "max_epochs": 12},
+    "DWSNet": {**ENGINE, "network": "dws", "max_epochs": 12},
 }
 ABLATION: dict[str, dict[str, Any]] = {
     "all of it": {},
@@ -48,7 +48,7 @@ ABLATION: dict[str, dict[str, Any]] = {
         "options": {**GMN_OPTIONS, "message": "mlp", "hidden_channels": 32}
     },
 }
-ABLATION_EPOCHS = 8
+ABLATION_EPOCHS = 5
 
 
 def main() -> None:
