@@ -43,7 +43,7 @@ class Recipe:
     test_images: int = 360
     train_images: int = 1437
     views: int = 8
-    epochs: int = 16
+    epochs: int = 8
 
 
 FULL = Recipe()
@@ -60,43 +60,45 @@ class Contestant:
     Args:
         title: in the tables.
         run: folder of its run.
-        canonical: whether it sees canonical weights.
-        settings: of `fit_classifier`.
-        noise: on its training weights.
+        data: settings of `ZooDataModule`.
+        training: settings of `fit_classifier`.
     """
 
     title: str
     run: str
-    canonical: bool
-    settings: dict[str, Any]
-    noise: float = 0.1
+    data: dict[str, Any]
+    training: dict[str, Any]
 
+
+FLAT_DATA = {"noise": 0.1, "group_augmentation": "permutations"}
+FLAT_TRAINING = {
+    "network": "flat_mlp",
+    "options": {"hidden_features": 512, "dropout": 0.1},
+    "learning_rate": 1e-3,
+}
 
 CONTESTANTS = (
     Contestant(
-        "metanetwork (UNF) on canonical weights",
+        "metanetwork (GMN) on canonical weights",
         "metanetwork",
-        True,
+        {"noise": 0.05, "motion": 0.06},
         {
-            "network": "unf",
-            "options": {"hidden_channels": 32, "num_layers": 3, "pooling": "moments", "head_dropout": 0.3},
-            "learning_rate": 4e-3,
+            "network": "gmn",
+            "options": {"hidden_channels": 64, "num_layers": 3, "message": "product", "dropout": 0.3},
+            "learning_rate": 3e-3,
         },
     ),
+    Contestant("MLP on flattened canonical weights", "flat_mlp_canonical", FLAT_DATA, FLAT_TRAINING),
     Contestant(
-        "MLP on flattened canonical weights",
-        "flat_mlp_canonical",
-        True,
-        {"network": "flat_mlp", "options": {"hidden_features": 512, "dropout": 0.3}, "learning_rate": 1e-3},
-    ),
-    Contestant(
-        "MLP on flattened raw weights",
-        "flat_mlp_raw",
-        False,
-        {"network": "flat_mlp", "options": {"hidden_features": 512, "dropout": 0.3}, "learning_rate": 1e-3},
+        "MLP on flattened raw weights", "flat_mlp_raw", {**FLAT_DATA, "canonical": False}, FLAT_TRAINING
     ),
 )
-"""The metanetwork first. All see the same split, epochs and noise, and standardise their input."""
+"""The metanetwork first. All see the same networks for as many epochs and standardise their input.
+
+The settings of the MLPs are the best of a search over augmentation (noise from 0.05 to 1 σ, permutations,
+moved signals), width 128 to 1024, one to three layers, dropout, weight decay and learning rate: 13 to 21 %
+held out on canonical weights, 9 to 12 % on raw ones. Permutations keep them from memorising.
+"""
 
 
 def demo(
@@ -157,9 +159,8 @@ def train_contestant(contestant: Contestant, folder: Path, recipe: Recipe, seed:
         str(folder / "train.zoo"),
         str(folder / "test.zoo"),
         batch_size=64,
-        canonical=contestant.canonical,
-        noise=contestant.noise,
         seed=seed,
+        **contestant.data,
     )
     run = folder / contestant.run
     return fit_classifier(
@@ -169,7 +170,7 @@ def train_contestant(contestant: Contestant, folder: Path, recipe: Recipe, seed:
         seed=seed,
         name=contestant.title,
         resume=(run / CHECKPOINT).exists(),
-        **contestant.settings,
+        **contestant.training,
     )
 
 
