@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def learning_curve(histories: Mapping[str, Sequence[Mapping[str, float]]], chanc
                 axis.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.4)
     axis.axhline(100 * chance, color=GREY, linewidth=1, label="chance")
     axis.set(xlabel="epoch", ylabel="accuracy / %", ylim=(0, 100))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=8, bbox_to_anchor=(1, 1), title="validation (training dashed)", title_fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
