@@ -20,14 +20,18 @@ class Command(NamedTuple):
 
     run: Callable[[Sequence[str]], int]
     summary: str
+    after_interrupt: str = ""
 
+
+AGAIN = "; the same command continues"
+RESUME = "; the same command with --resume continues"
 
 COMMANDS: dict[str, Command] = {
     "inspect": Command(inspect_command.main, "show the symmetry of a network or checkpoint, and prove it"),
-    "zoo": Command(zoo_command.main, "fit networks to images; describe, check and merge zoos"),
-    "train": Command(train_command.main, "train a metanetwork on a zoo, from a YAML configuration"),
+    "zoo": Command(zoo_command.main, "fit networks to images; describe, check and merge zoos", AGAIN),
+    "train": Command(train_command.main, "train a metanetwork on a zoo, from a YAML configuration", RESUME),
     "classify": Command(classify_command.main, "say what networks show, from their weights alone"),
-    "demo": Command(demo_command.main, "the whole path on embedded images, with a report"),
+    "demo": Command(demo_command.main, "the whole path on embedded images, with a report", AGAIN),
 }
 
 USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("metanet: interrupted", file=sys.stderr)
+        print(f"metanet: interrupted{command.after_interrupt}", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         if show_traceback:

@@ -149,12 +149,15 @@ def run(
     Raises:
         ValueError: a run is already there and shall not be resumed, or there is none to resume, or it was
             begun with another model.
+        KeyboardInterrupt: the run was interrupted or told to end; what whole epochs did is kept.
     """
     start = _resume_from(model, out, resume)
     out.mkdir(parents=True, exist_ok=True)
-    trainer.fit(model, data, ckpt_path=start, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(model, data, ckpt_path=start, weights_only=True)
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C and SIGTERM into an exit, the latter even with code 0.
+        raise KeyboardInterrupt from stop
     (tested,) = trainer.test(model, data, verbose=False)
     history = next(callback for callback in trainer.callbacks if isinstance(callback, History))  # type: ignore[attr-defined]
     last = {name: value for name, value in history.rows[-1].items() if "/" in name}

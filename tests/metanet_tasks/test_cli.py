@@ -72,12 +72,15 @@ def test_user_errors_are_one_line(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_bugs_show_themselves_and_interrupts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_show_themselves_and_interrupts_do_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(cli.COMMANDS, "inspect", failing(AssertionError("ours")))
     with pytest.raises(AssertionError, match="ours"):
         main(["inspect"])
     monkeypatch.setitem(cli.COMMANDS, "inspect", failing(KeyboardInterrupt()))
     assert main(["inspect"]) == 130
+    assert capsys.readouterr().err == "metanet: interrupted\n"
 
 
 def test_an_error_without_a_message_has_its_kind() -> None:

@@ -36,7 +36,9 @@ def test_a_report_is_one_file_that_escapes_what_it_is_told(tmp_path: Path) -> No
     [
         lambda: figures.confusion(torch.randint(9, (4, 4)), ["a", "b", "c", "d"]),
         lambda: figures.confusion(torch.eye(40, dtype=torch.long), [f"class {i}" for i in range(40)]),
-        lambda: figures.picture_rows({"a": [*torch.rand(3, 5, 7)], "b": [*torch.rand(3, 9, 9)]}, ["x", "y", "z"]),
+        lambda: figures.picture_rows(
+            {"a": [*torch.rand(3, 5, 7)], "b": [*torch.rand(3, 9, 9)]}, ["x", "y", "z"]
+        ),
         lambda: figures.picture_rows({"colour": [torch.rand(5, 7, 3)]}, ["x"]),
         lambda: figures.learning_curve({"a": [{"epoch": 0, "val/accuracy": 0.5}], "b": []}, 0.1),
         lambda: figures.psnr_histogram(torch.tensor([30.0, 36.0, float("nan")])),

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from metanet_tasks.classification import load_classifier
@@ -95,6 +100,45 @@ def test_errors_are_one_line_and_leave_nothing_behind(
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL],
+    ids=lambda end: end.name,
+)
+def test_a_process_that_is_told_to_end_can_be_resumed(
+    tiny_zoo: Zoo, tmp_path: Path, end: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--config", "digits_unf", "--data.zoo", str(tiny_zoo.path), "--out", str(out)]
+    arguments += [
+        "--model.options",
+        '{"hidden_channels": 4, "num_layers": 2}',
+        "--trainer.max_epochs",
+        "5000",
+    ]
+    command = [sys.executable, "-m", "metanet_tasks.cli", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not _epochs(out) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(end)
+    _, error = process.communicate(timeout=60)
+    done = _epochs(out)
+    assert done >= 1
+    if end == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert error == "metanet: interrupted; the same command with --resume continues\n"
+    checkpoint = torch.load(out / "model.ckpt", weights_only=True)
+    assert checkpoint["epoch"] + 1 >= done - 1
+
+
+def _epochs(out: Path) -> int:
+    file = out / "metrics.csv"
+    return len(file.read_text().splitlines()) - 1 if (out / "model.ckpt").exists() and file.exists() else 0
 
 
 def test_every_setting_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
