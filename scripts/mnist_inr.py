@@ -167,8 +167,8 @@ def write_table(args: argparse.Namespace) -> None:
         "",
         f"Data: the first {args.train:,} training and {args.test:,} test images of MNIST, one SIREN",
         "2-32-32-1 each (`--convention siren`, own random initialisation). Accuracy on all test networks",
-        "after the last epoch; no epoch is selected. The settings were chosen by hand while looking at the same",
-        "test networks, which may flatter all rows a little.",
+        "after the last epoch; no epoch is selected. The settings were chosen by hand while looking at the",
+        "same test networks, which may flatter all rows a little.",
         "",
     ]
     for split in ("train", "test"):
