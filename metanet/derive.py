@@ -75,7 +75,12 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
         unused=unused,
         lost=_lost(found.entries),
     )
-    return with_freedoms(spec)
+    discrete = [
+        name
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name in spec.axes and not (tensor.is_floating_point() or tensor.is_complex())
+    ]
+    return with_freedoms(spec, discrete)
 
 
 def _needed(found: Interpretation) -> list[Draft]:

@@ -60,11 +60,15 @@ class _Writer:
     chain: tuple[int, ...]
 
 
-def with_freedoms(spec: WeightSpec) -> WeightSpec:
-    """Return the spec with the signs and phases that its operations allow, and the roles these need."""
+def with_freedoms(spec: WeightSpec, discrete: Iterable[str] = ()) -> WeightSpec:
+    """Return the spec with the signs and phases that its operations allow, and the roles these need.
+
+    The ``discrete`` entries, of integers or truth values, take neither a sign nor a shift.
+    """
     found: dict[str, list[Freedom]] = {}
     roles: dict[tuple[str, int, str], Role] = {}
-    candidates = _touched(spec)
+    rigid = {group for name in discrete for axis in spec.axes[name] for group in _groups(axis)}
+    candidates = _touched(spec) - rigid
     for group in spec.groups:
         if group.name not in candidates:
             continue
@@ -181,7 +185,8 @@ class _Parity:
         row = 1 if op.kind in COLUMNS_FIRST else 0
         axes = self.spec.axes[weight]
         alone = all(self.count((axis,)) == (dim == row) for dim, axis in enumerate(axes))
-        fits = alone and self.count(self.spec.axes[bias]) == 1 and not self.grouped(op)
+        fits = alone and self.count(self.spec.axes[bias]) == self.count(op.axes) == 1
+        fits = fits and not self.grouped(op) and op.attribute("beta", 1) == 1
         return writer if fits and isfinite(writer.omega) and len(op.parameters) == 2 else None
 
     @staticmethod
@@ -258,7 +263,7 @@ class _Parity:
             return "even"
         if op.kind in SYMMETRIC_BOUNDS:
             low, high = (op.attribute(name) for name in SYMMETRIC_BOUNDS[op.kind])
-            if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == -high:
+            if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == -high <= 0:
                 return "odd"
         if op.kind == "pad" and (op.attribute("mode") != "constant" or op.attribute("value") == 0):
             return "odd"
@@ -356,6 +361,8 @@ class _Parity:
         if "odd" in inputs[3:] or q != k:
             raise _Neither
         if q == "odd" and any(self.count(self.operations[i].axes[:-1]) for i in op.inputs[:2]):
+            raise _Neither
+        if inputs[2] == "odd" and self.count(self.operations[op.inputs[2]].axes[-2:-1]):
             raise _Neither
         return inputs[2]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanet import spec_of, verify
 from tests.metanet.test_rules import Net
@@ -90,6 +90,7 @@ CASES: dict[str, tuple[Function, str]] = {
     "uneven hardtanh": (hidden(lambda h: F.hardtanh(h, -1, 2)), ""),
     "clamp": (hidden(lambda h: h.clamp(-1, 1)), "sign"),
     "cube after tanh": (hidden(lambda h: torch.tanh(h) ** 3), "sign"),
+    "bounds the wrong way round": (hidden(lambda h: torch.tanh(h).clamp(1, -1)), ""),
     "square after tanh": (hidden(lambda h: torch.tanh(h) ** 2), ""),
     "identity alone": (hidden(lambda h: h), ""),
     "relu": (hidden(torch.relu), ""),
@@ -124,3 +125,60 @@ def test_freedoms(name: str) -> None:
         assert not found
     else:
         assert " ".join(map(str, found[0].freedoms)) == expected
+
+
+class Discrete(nn.Module):
+    """A buffer of integers that goes with the units."""
+
+    def __init__(self, function: Function, offset: Tensor) -> None:
+        super().__init__()
+        self.a, self.r = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(2, 4))
+        self.function = function
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.function(self, x), self.r)
+
+
+@pytest.mark.parametrize("offset", [torch.tensor([True, False, True, False]), torch.tensor([1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: torch.tanh(F.linear(x, m.a) + m.offset),
+        lambda m, x: torch.sin(F.linear(x, m.a, m.offset.to(x.dtype))),
+    ],
+)
+def test_integers_take_neither_sign_nor_shift(function: Function, offset: Tensor) -> None:
+    model, x = Discrete(function, offset), image(2, 3)
+    spec = spec_of(model, x)
+    assert [group.freedoms for group in spec.groups] == [()]
+    assert verify(spec, model, x).ok
+
+
+def of_sources(p: Any, x: Tensor) -> Tensor:
+    """Attention over the units: its weights know their order, and not their signs."""
+    h = torch.tanh(layer(p, x)).T
+    return F.scaled_dot_product_attention(x[None, :, :2], h.abs()[None], h[None])
+
+
+def units_as_batch(p: Any, x: Tensor) -> Tensor:
+    """A layer of sines reads the absolute values of its own units, one unit at a time."""
+    h = torch.sin(layer(p, F.linear(torch.sin(layer(p, x)).abs().T, p["k"])))
+    return F.linear(read(p, h).T, p["r"])
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda p, x: read(p, torch.sin(torch.addmm(p["b"], x, p["e"], beta=0.5))), "sign"),
+        (lambda p, x: read(p, torch.sin(torch.addmm(p["b"], x, p["e"], alpha=0.5))), "sign phase(1)"),
+        (of_sources, ""),
+        (units_as_batch, ""),
+    ],
+)
+def test_forms_that_cost_a_freedom(function: Function, expected: str) -> None:
+    model = Net(function, a=(4, 3), b=(4,), e=(3, 4), k=(3, 2), r=(2, 4))
+    x = image(2, 3)
+    spec = spec_of(model, x)
+    assert verify(spec, model, x).ok
+    assert [" ".join(map(str, group.freedoms)) for group in spec.groups] == [expected]
