@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from metanet.axis import Fixed, Perm, Role
-from metanet.blocks import Block, entry_blocks, split
+from metanet.axis import Atom, Fixed, Perm, Role
+from metanet.blocks import entry_blocks, split
 from metanet.freedom import phase_shift, spread, unit_factor
 from metanet.spec import FreedomKind, Group, WeightSpec
 
@@ -69,7 +69,10 @@ def canonicalize(
     settled = {group.name for group in spec.groups if not group.freedoms}
     for group in _sweep(spec):
         if group.freedom("phase"):
-            _canonicalize_phase(spec, group, tensors)
+            phase = _phase(spec, group, settled, tensors)
+            if phase is None:
+                continue
+            _canonicalize_phase(spec, group, phase, tensors)
         elif group.freedom("sign"):
             total = _row_sum(spec, group, settled, tensors)
             if total is None:
@@ -91,38 +94,33 @@ def _sweep(spec: WeightSpec) -> list[Group]:
     return [spec.group[name] for name in order]
 
 
-def _canonicalize_phase(spec: WeightSpec, group: Group, tensors: dict[str, Tensor]) -> None:
-    freedom = group.freedom("phase")
-    assert freedom is not None
-    assert freedom.parameter is not None
-    omega = freedom.parameter
+def _canonicalize_phase(spec: WeightSpec, group: Group, phase: Tensor, tensors: dict[str, Tensor]) -> None:
     flips = group.freedom("sign") is not None
     inputs = _fixed_neighbour(spec, group, "out", tensors)
     if flips and inputs is not None:
-        _apply(spec, group, "sign", _sign(inputs[..., 0]), tensors)
-        phase = _phase(spec, group, omega, tensors)
-        _apply(spec, group, "phase", -torch.floor(phase / pi), tensors)
+        sign = _sign(inputs[..., 0])
+        _apply(spec, group, "sign", sign, tensors)
+        _apply(spec, group, "phase", -torch.floor(sign * phase / pi), tensors)
         return
     outputs = _fixed_neighbour(spec, group, "in", tensors)
     if flips and outputs is not None:
-        phase = _phase(spec, group, omega, tensors)
         _apply(spec, group, "phase", -torch.floor(phase / pi + 0.5), tensors)
         outputs = _fixed_neighbour(spec, group, "in", tensors)
         assert outputs is not None
         _apply(spec, group, "sign", _sign(outputs.sum(-1)), tensors)
         return
-    phase = _phase(spec, group, omega, tensors)
-    _apply(spec, group, "phase", -torch.floor(phase / pi), tensors)
+    turns = torch.floor(phase / pi)
+    _apply(spec, group, "phase", -turns, tensors)
     if flips:
-        high = _phase(spec, group, omega, tensors) > pi / 2
+        high = phase - turns * pi > pi / 2
         _apply(spec, group, "sign", 1.0 - 2.0 * high.double(), tensors)
         _apply(spec, group, "phase", high.double(), tensors)
 
 
 def _occurrences(
     spec: WeightSpec, group: Group, role: Role, tensors: Mapping[str, Tensor]
-) -> list[tuple[Block, Tensor]]:
-    """Return the blocks whose units of the group have a role, the units' dimension moved last."""
+) -> list[tuple[list[Atom], Tensor]]:
+    """Return the other atoms and the weights ``[*leading, *others, n]`` where the units have a role."""
     found = []
     for name, axes in spec.entries:
         wanted = Perm(group.name, role)
@@ -131,8 +129,9 @@ def _occurrences(
         blocks = list(entry_blocks(name, axes))
         for block, part in zip(blocks, split(tensors[name], axes, spec.sizes), strict=True):
             if wanted in block.atoms:
-                dim = block.atoms.index(wanted) - len(block.atoms)
-                found.append((block, part.movedim(dim, -1)))
+                at = block.atoms.index(wanted)
+                others = [atom for i, atom in enumerate(block.atoms) if i != at]
+                found.append((others, part.movedim(at - len(block.atoms), -1)))
     return found
 
 
@@ -143,17 +142,32 @@ def _fixed_neighbour(
     found = _occurrences(spec, group, role, tensors)
     if len(found) != 1:
         return None
-    block, part = found[0]
-    if not all(isinstance(atom, Fixed) for atom in block.atoms if atom != Perm(group.name, role)):
+    others, part = found[0]
+    if not all(isinstance(atom, Fixed) for atom in others):
         return None
-    leading = part.ndim - len(block.atoms)
-    return part.movedim(-1, leading).flatten(leading + 1) if len(block.atoms) > 1 else part.unsqueeze(-1)
+    leading = part.ndim - len(others) - 1
+    return part.movedim(-1, leading).flatten(leading + 1) if others else part.unsqueeze(-1)
 
 
-def _phase(spec: WeightSpec, group: Group, omega: float, tensors: Mapping[str, Tensor]) -> Tensor:
-    found = _occurrences(spec, group, "bias", tensors)
-    assert len(found) == 1, f"a phase acts on one bias; group {group.name} has {len(found)}"
-    return found[0][1].double() * omega
+def _settled(
+    spec: WeightSpec, group: Group, role: Role, settled: set[str], tensors: Mapping[str, Tensor]
+) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """Return the weights that meet only settled groups beside the units, and their dimensions that do."""
+    return [
+        (part.double(), tuple(range(part.ndim - 1 - len(others), part.ndim - 1)))
+        for others, part in _occurrences(spec, group, role, tensors)
+        if all(atom.group in settled for atom in others if isinstance(atom, Perm))
+    ]
+
+
+def _phase(spec: WeightSpec, group: Group, settled: set[str], tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Return ``[*leading, n]`` phases of the first bias, the mean where a unit has several; None without."""
+    freedom = group.freedom("phase")
+    assert freedom is not None
+    assert freedom.parameter is not None
+    for part, rest in _settled(spec, group, "bias", settled, tensors):
+        return (part.mean(rest) if rest else part) * freedom.parameter
+    return None
 
 
 def _row_sum(
@@ -162,15 +176,8 @@ def _row_sum(
     """Return ``[*leading, n]`` sums of what comes into the units from settled signs; None if nothing does."""
     total: Tensor | None = None
     for role in ("out", "bias"):
-        for block, part in _occurrences(spec, group, role, tensors):
-            others = [
-                atom for atom in block.atoms if isinstance(atom, Perm) and atom != Perm(group.name, role)
-            ]
-            if not all(atom.group in settled for atom in others):
-                continue
-            leading = part.ndim - len(block.atoms)
-            rest = tuple(range(leading, part.ndim - 1))
-            step = part.double().sum(rest) if rest else part.double()
+        for part, rest in _settled(spec, group, role, settled, tensors):
+            step = part.sum(rest) if rest else part
             total = step if total is None else total + step
     return total
 

@@ -1,9 +1,9 @@
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metanet import GroupElement, WeightSpec, canonicalize, spec_of, testing
 
@@ -75,15 +75,58 @@ class Residual(nn.Module):
         return self.last(h + torch.tanh(self.inner(h)))  # type: ignore[no-any-return]
 
 
-def test_signs_that_meet_themselves_are_settled_by_the_rest() -> None:
+class Backwards(Residual):
+    """The square matrix meets the units in its rows and its columns in the same role."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(torch.tanh(self.first(x) + h @ self.inner.weight.T))  # type: ignore[no-any-return]
+
+
+class TwoBiases(Residual):
+    """Two layers write the same sine units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.sin(3 * self.first(x)) + torch.sin(3 * self.inner(x)))  # type: ignore[no-any-return]
+
+
+class Tied(TwoBiases):
+    """One sine layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = self.first
+
+
+class Rows(Residual):
+    """Two rows of the layer, and two biases, belong to every sine unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.sin(3 * self.first(x)).unflatten(-1, (6, 2))
+        return self.last(h.mT)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Residual, Backwards, TwoBiases, Tied, Rows])
+def test_units_that_are_written_in_several_places(kind: type[Residual]) -> None:
     torch.manual_seed(0)
-    model = Residual().double()
+    model = kind().double()
     x = torch.randn(9, 3, dtype=torch.float64)
     spec = spec_of(model, x)
-    assert spec.group["first"].freedom("sign")
+    phased = issubclass(kind, TwoBiases | Rows)
+    assert [f.kind for f in spec.group["first"].freedoms] == ["sign", "phase"][: 1 + phased]
     state = model.state_dict()
     canonical = canonicalize(spec, state)
-    testing.assert_close(functional_call(model, canonical, (x,)), model(x).detach(), what="function")
+    moved = deepcopy(model)
+    moved.load_state_dict(canonical)
+    testing.assert_close(moved(x).detach(), model(x).detach(), what="function")
     generator = torch.Generator().manual_seed(1)
     for _ in range(5):
         element = GroupElement.random(spec, generator, kinds="all", permute=False)
