@@ -76,7 +76,7 @@ class WeightFeatures:
         folded: hidden features: the fixed axes are folded away and width = C; otherwise prod(fixed) · C.
         representation: what parameter-like features are: parameters, gradients, momenta, second moments.
         batched: whether `to_state_dict` keeps the batch dimension.
-        carried: entries without features (integers), ``[b, *shape]``, taken along untouched.
+        carried: entries without features (integers), ``[b, *shape]``, taken along.
         names: all entries in the order of the state dict.
 
     Raises:
@@ -220,7 +220,8 @@ class WeightFeatures:
     def act(self, element: GroupElement) -> WeightFeatures:
         """Return the element's action ``g @ features``.
 
-        Parameter-like features transform by all its freedoms, hidden ones by permutations.
+        Parameter-like features transform by all its freedoms, hidden ones by permutations. What is carried
+        goes along where the element's spec knows it: a mask of integers is permuted with its units.
 
         Raises:
             ValueError: an element with signs, phases or scales meets hidden features.
@@ -236,7 +237,11 @@ class WeightFeatures:
             layout.key: _act(self.tensors[layout.key], layout, blocks[layout.key], element, self)
             for layout in self.layout
         }
-        return replace(self, tensors=tensors)
+        carried = {
+            name: element.act_tensor(tensor, element.spec.axes[name]) if name in element.spec.axes else tensor
+            for name, tensor in self.carried.items()
+        }
+        return replace(self, tensors=tensors, carried=carried)
 
     def allclose(self, other: WeightFeatures, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
         """Return whether two features agree; ``atol`` counts in units of a block's largest entry."""

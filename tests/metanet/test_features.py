@@ -156,6 +156,14 @@ def test_integers_are_carried() -> None:
     )
 
 
+def test_a_mask_of_integers_is_permuted_with_its_units() -> None:
+    spec = WeightSpec.parse("groups h: 4\n w h 3\n mask h")
+    tensors = {"w": torch.randn(2, 4, 3), "mask": torch.tensor([[1, 0, 1, 0], [0, 0, 1, 1]])}
+    element = GroupElement(spec, {"h": torch.tensor([1, 3, 0, 2])}, {})
+    features = WeightFeatures.from_state_dict(spec, tensors, batched=True)
+    assert_equal((element @ features).to_state_dict(), element @ tensors)
+
+
 def test_wrong_weights_are_refused() -> None:
     spec = SPECS["mlp"]
     tensors = state_dict(spec)
