@@ -104,10 +104,12 @@ def verify(
         Errors by kind, negative controls, dead groups and unused entries.
 
     Raises:
-        ValueError: the spec does not fit the model, or the outputs are not finite floating-point tensors.
+        ValueError: no draws, a spec that does not fit, or outputs that are not finite floating-point tensors.
     """
     state = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     spec.check({name: tuple(tensor.shape) for name, tensor in state.items()})
+    if draws < 1:
+        raise ValueError(f"a proof takes at least one draw, found draws={draws}")
     wanted = [kind for kind in FREEDOM_KINDS if kinds == "all" or kind in set(kinds)]
     if kinds != "all" and (unknown := set(kinds) - set(FREEDOM_KINDS)):
         raise ValueError(f"unknown freedoms {sorted(unknown)}; the known ones are {', '.join(FREEDOM_KINDS)}")

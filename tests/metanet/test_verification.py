@@ -173,6 +173,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: verify(spec_of(nn.Linear(3, 2), image(2, 3)), nn.Linear(3, 4), image(2, 3)),
         "wrong shapes",
     ),
+    "no draws": (
+        lambda: verify(spec_of(nn.Linear(3, 2), image(2, 3)), nn.Linear(3, 2), image(2, 3), draws=0),
+        "at least one draw",
+    ),
     "an unknown kind": (
         lambda: verify(
             spec_of(nn.Linear(3, 2), image(2, 3)), nn.Linear(3, 2), image(2, 3), kinds=["rotation"]  # type: ignore[list-item]
