@@ -23,6 +23,7 @@ from math import isfinite
 from typing import Literal
 
 from metanet.axis import Axis, Perm, Role, atoms, map_perms
+from metanet.blocks import entry_blocks
 from metanet.skeleton import Operation
 from metanet.spec import Freedom, WeightSpec
 
@@ -178,7 +179,11 @@ class _Parity:
         return None
 
     def checked(self, writer: _Writer, op: Operation) -> _Writer | None:
-        """Return the writer if its weight has the units in its rows alone, and its bias too."""
+        """Return the writer if its weight has the units in its rows alone, and its bias too.
+
+        A bias that belongs to units of two groups at once would be shifted by the one and change its sign by
+        the other, and such changes are not closed under composition.
+        """
         weight, bias = op.parameter("weight"), op.parameter("bias")
         assert weight is not None
         assert bias is not None
@@ -187,6 +192,8 @@ class _Parity:
         alone = all(self.count((axis,)) == (dim == row) for dim, axis in enumerate(axes))
         fits = alone and self.count(self.spec.axes[bias]) == self.count(op.axes) == 1
         fits = fits and not self.grouped(op) and op.attribute("beta", 1) == 1
+        blocks = [block.groups for block in entry_blocks(bias, self.spec.axes[bias])]
+        fits = fits and all(len(groups) == 1 for groups in blocks if self.group in groups)
         return writer if fits and isfinite(writer.omega) and len(op.parameters) == 2 else None
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanet import spec_of, verify
+from metanet import GroupElement, spec_of, verify
 from tests.metanet.test_rules import Net
 from tests.models import image
 
@@ -182,3 +182,20 @@ def test_forms_that_cost_a_freedom(function: Function, expected: str) -> None:
     spec = spec_of(model, x)
     assert verify(spec, model, x).ok
     assert [" ".join(map(str, group.freedoms)) for group in spec.groups] == [expected]
+
+
+def test_a_bias_of_two_groups_has_no_phases() -> None:
+    def function(p: Any, x: Tensor) -> Tensor:
+        h = torch.sin(F.linear(x, p["a"], p["b"])).view(2, 2, 4).mT
+        return F.linear(h.reshape(2, 8), p["r"])
+
+    x = image(2, 3)
+    model = Net(function, a=(8, 3), b=(8,), r=(2, 8))
+    spec = spec_of(model, x)
+    assert verify(spec, model, x).ok
+    assert [" ".join(map(str, group.freedoms)) for group in spec.groups] == ["sign", "sign"]
+    generator = torch.Generator().manual_seed(0)
+    first, second = (GroupElement.random(spec, generator, kinds="all") for _ in range(2))
+    weights = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
+    together, stepwise = (first @ second) @ weights, first @ (second @ weights)
+    assert all(torch.allclose(together[name], stepwise[name]) for name in weights)
