@@ -75,12 +75,12 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
         unused=unused,
         lost=_lost(found.entries),
     )
-    discrete = [
+    other = [
         name
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if name in spec.axes and not (tensor.is_floating_point() or tensor.is_complex())
+        if name in spec.axes and not tensor.is_floating_point()
     ]
-    return with_freedoms(spec, discrete)
+    return with_freedoms(spec, other)
 
 
 def _needed(found: Interpretation) -> list[Draft]:

@@ -61,14 +61,14 @@ class _Writer:
     chain: tuple[int, ...]
 
 
-def with_freedoms(spec: WeightSpec, discrete: Iterable[str] = ()) -> WeightSpec:
+def with_freedoms(spec: WeightSpec, other: Iterable[str] = ()) -> WeightSpec:
     """Return the spec with the signs and phases that its operations allow, and the roles these need.
 
-    The ``discrete`` entries, of integers or truth values, take neither a sign nor a shift.
+    The ``other`` entries, which are no real numbers (integers, truth values), take no sign and no shift.
     """
     found: dict[str, list[Freedom]] = {}
     roles: dict[tuple[str, int, str], Role] = {}
-    rigid = {group for name in discrete for axis in spec.axes[name] for group in _groups(axis)}
+    rigid = {group for name in other for axis in spec.axes[name] for group in _groups(axis)}
     candidates = _touched(spec) - rigid
     for group in spec.groups:
         if group.name not in candidates:

@@ -128,7 +128,7 @@ def test_freedoms(name: str) -> None:
 
 
 class Discrete(nn.Module):
-    """A buffer of integers that goes with the units."""
+    """A buffer that is no real numbers and goes with the units."""
 
     def __init__(self, function: Function, offset: Tensor) -> None:
         super().__init__()
@@ -199,3 +199,11 @@ def test_a_bias_of_two_groups_has_no_phases() -> None:
     weights = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
     together, stepwise = (first @ second) @ weights, first @ (second @ weights)
     assert all(torch.allclose(together[name], stepwise[name]) for name in weights)
+
+
+def test_complex_units_are_permuted_alone() -> None:
+    def function(p: Any, x: Tensor) -> Tensor:
+        return F.linear(torch.sin(F.linear(x.to(torch.cfloat), p["a"], p["b"])), p["r"]).abs()
+
+    model = Net(function, a=(4, 3), b=(4,), r=(2, 4)).to(torch.cfloat)
+    assert [group.freedoms for group in spec_of(model, image(2, 3)).groups] == [()]
