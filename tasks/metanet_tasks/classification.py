@@ -14,7 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from metanet.canonical import canonicalize
 from metanet.features import WeightFeatures
 from metanet.spec import WeightSpec
-from metanet_tasks.datamodule import Batch, ZooDataModule, epoch_seed
+from metanet_tasks.batches import Batch, epoch_seed
+from metanet_tasks.datamodule import ZooDataModule
 from metanet_tasks.networks import build_network
 
 CHECKPOINT = "model.ckpt"

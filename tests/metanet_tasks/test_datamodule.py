@@ -8,7 +8,8 @@ import torch
 
 from metanet.canonical import canonicalize
 from metanet.testing import assert_close
-from metanet_tasks.datamodule import BatchLoader, ZooDataModule, epoch_seed
+from metanet_tasks.batches import BatchLoader, epoch_seed
+from metanet_tasks.datamodule import ZooDataModule
 from metanet_zoo.manifest import ZooError
 from metanet_zoo.store import Zoo
 from metanet_zoo.writer import ZooWriter

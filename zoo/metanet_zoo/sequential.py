@@ -9,15 +9,14 @@ one without a symmetry of its own, which gives a smaller group but never a wrong
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metanet_zoo.errors import CheckpointError
+from metanet_zoo.layer_chain import Layer, chain, read_layers, refuse
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -35,14 +34,8 @@ ACTIVATIONS: dict[str, Activation] = {
 UNKNOWN_ACTIVATION = "gelu"
 """Stands in for an activation that nobody named: neither odd, even nor homogeneous; permutations only."""
 
-HOW_TO_SUPPLY = (
-    "Put a spec beside the file (model.spec.json or model.spec, written by WeightSpec.to_json or str(spec)), "
-    "or inspect the network itself as package.module:factory with --input"
-)
-
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
 @dataclass(frozen=True)
@@ -60,22 +53,6 @@ class SequentialGuess:
     inputs: tuple[Tensor, ...]
     description: str
     assumptions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """Entries that share a prefix: leaf -> shape."""
-
-    prefix: str
-    leaves: Mapping[str, tuple[int, ...]]
-
-    @property
-    def is_norm(self) -> bool:
-        return len(self.leaves.get("weight", (0,))) == 1
-
-    @property
-    def weight(self) -> tuple[int, ...]:
-        return self.leaves["weight"]
 
 
 def guess_sequential(shapes: Mapping[str, tuple[int, ...]], activation: str | None = None) -> SequentialGuess:
@@ -102,9 +79,9 @@ def guess_sequential(shapes: Mapping[str, tuple[int, ...]], activation: str | No
         'linear(2-32) -> tanh -> linear(32-1)'
     """
     apply = _activation(activation)
-    layers = _layers(shapes)
+    layers = read_layers(shapes)
     builder = _Builder(apply, "?" if activation is None else activation)
-    for layer in _chain(layers):
+    for layer in chain(layers):
         builder.add(layer)
     return builder.finish()
 
@@ -147,7 +124,7 @@ class _Builder:
         self.positions: tuple[int, ...] | None = None
         self.pending = False
 
-    def add(self, layer: _Layer) -> None:
+    def add(self, layer: Layer) -> None:
         if layer.is_norm:
             norm = self._norm(layer)
             self._append(norm, layer.prefix, f"{_kind(norm)}({self.channels})")
@@ -168,7 +145,7 @@ class _Builder:
         self._append(module, layer.prefix, f"{_kind(module)}({shape[1]}-{shape[0]})")
         self.pending = True
 
-    def _norm(self, layer: _Layer) -> nn.Module:
+    def _norm(self, layer: Layer) -> nn.Module:
         affine = "weight" in layer.leaves
         if "running_mean" not in layer.leaves:
             return nn.LayerNorm(self.channels, bias="bias" in layer.leaves)
@@ -184,7 +161,7 @@ class _Builder:
         try:
             self.network.append(step, name)
         except KeyError as error:
-            raise _refuse(f"a layer cannot be called {name!r} ({error.args[0]})") from None
+            raise refuse(f"a layer cannot be called {name!r} ({error.args[0]})") from None
         self.words.append(word)
 
     def finish(self) -> SequentialGuess:
@@ -228,95 +205,6 @@ def _activation(name: str | None) -> Activation:
     return lambda x: torch.sin(omega * x)
 
 
-def _layers(shapes: Mapping[str, tuple[int, ...]]) -> list[_Layer]:
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in shapes.items():
-        prefix, _, leaf = name.rpartition(".")
-        if leaf not in _LEAVES or not prefix:
-            raise _refuse(f"found {name!r} {list(shape)}, which is no weight, bias or statistic of a layer")
-        found.setdefault(prefix, {})[leaf] = tuple(shape)
-    layers = [_Layer(prefix, leaves) for prefix, leaves in found.items()]
-    for layer in layers:
-        _check_layer(layer)
-    return layers
-
-
-def _check_layer(layer: _Layer) -> None:
-    if layer.is_norm:
-        units = {shape for leaf, shape in layer.leaves.items() if leaf != "num_batches_tracked"}
-        if len(units) != 1 or len(next(iter(units))) != 1:
-            raise _refuse(f"layer {layer.prefix!r} is no normalisation: {_listed(layer)}")
-    elif len(layer.weight) not in (2, *_CONVOLUTIONS) or set(layer.leaves) - {"weight", "bias"}:
-        raise _refuse(f"layer {layer.prefix!r} is neither linear nor a convolution: {_listed(layer)}")
-    elif layer.leaves.get("bias", layer.weight[:1]) != layer.weight[:1]:
-        raise _refuse(f"layer {layer.prefix!r} has a bias that does not fit: {_listed(layer)}")
-
-
-def _chain(layers: Sequence[_Layer]) -> list[_Layer]:
-    """Return the order in which the layers form a chain, or raise.
-
-    A safetensors file is sorted by name ("10" before "2"), so names that differ in their numbers alone are
-    taken by number; else the file's order and two by number are tried, and must not contradict each other.
-    """
-
-    def natural(layer: _Layer) -> list[tuple[int, int, str]]:
-        return [
-            (0, int(word), "") if word.isdigit() else (1, 0, word)
-            for word in re.split(r"(\d+)", layer.prefix)
-        ]
-
-    def number(layer: _Layer) -> tuple[float, bool]:
-        first = re.search(r"\d+", layer.prefix)
-        return (int(first[0]) if first else math.inf, layer.is_norm)
-
-    orders = [sorted(layers, key=natural)]
-    if len({re.sub(r"\d+", "", layer.prefix) for layer in layers}) > 1:
-        orders = [list(layers), *orders, sorted(layers, key=number)]
-    problems = [_break(order) for order in orders]
-    chains = {
-        tuple(layer.prefix for layer in order): order
-        for order, problem in zip(orders, problems, strict=True)
-        if problem is None
-    }
-    if len(chains) > 1:
-        first, second = (", ".join(names) for names in list(chains)[:2])
-        raise _refuse(f"the order of the layers is not clear ({first} or {second})")
-    if not chains:
-        raise _refuse(str(problems[0]))
-    return next(iter(chains.values()))
-
-
-def _break(layers: Sequence[_Layer]) -> str | None:
-    """Say where a sequence of layers is no chain, or None if it is one."""
-    before: _Layer | None = None
-    convolution = False
-    for layer in layers:
-        if layer.is_norm:
-            units = next(shape for leaf, shape in layer.leaves.items() if leaf != "num_batches_tracked")[0]
-            if before is None or before.weight[0] != units:
-                return (
-                    f"normalisation {layer.prefix!r} of {units} channels does not follow a layer of as many"
-                )
-            if "running_mean" not in layer.leaves and convolution:
-                return f"{layer.prefix!r} behind a convolution may be a layer norm or a group norm"
-            continue
-        shape = layer.weight
-        if before is not None:
-            written = before.weight[0]
-            flattened = convolution and len(shape) == 2
-            if shape[1] != written and not (flattened and shape[1] % written == 0):
-                return (
-                    f"layer {layer.prefix!r} reads {shape[1]} channels, but {before.prefix!r} before it "
-                    f"writes {written}"
-                )
-            if len(shape) > 2 and len(before.weight) != len(shape):
-                return (
-                    f"convolution {layer.prefix!r} follows {before.prefix!r}, which is of another dimension"
-                )
-        before, convolution = layer, len(shape) > 2
-    return None if before is not None else "there is no linear layer and no convolution"
-
-
 def _factor(positions: int, dims: int) -> tuple[int, ...]:
     """Split a number of positions into a grid that is as square as it can be."""
     if dims == 1:
@@ -334,14 +222,3 @@ def _flatten(x: Tensor) -> Tensor:
 def _kind(module: nn.Module) -> str:
     name = type(module).__name__
     return {"LayerNorm": "layer_norm"}.get(name, "batch_norm" if "Norm" in name else name.lower())
-
-
-def _listed(layer: _Layer) -> str:
-    return ", ".join(f"{leaf} {list(shape)}" for leaf, shape in layer.leaves.items())
-
-
-def _refuse(reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"no spec lies beside these weights, and they are no plain sequential network: {reason}. "
-        f"{HOW_TO_SUPPLY}"
-    )
