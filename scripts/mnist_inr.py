@@ -202,6 +202,7 @@ def write_table(args: argparse.Namespace) -> None:
         if record.exists():
             found = json.loads(record.read_text())
             rows.append(f"| {name} | {found['accuracy']:.1f} | {found['cpu']:.0f} |")
+    lines += ["", "Wall times depend on what else the machine does; compare CPU seconds."]
     if rows:
         lines += [
             "",
