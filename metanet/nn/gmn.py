@@ -169,11 +169,11 @@ class GMN(nn.Module):
         if given.schema is not None:
             nodes = nodes.expand(len(values), *sites.shape)
         edges: Tensor | None = None
+        factors: Tensor | None = None
         for layer in self.layers:
             if isinstance(layer, GMNProductConv):
-                nodes, graphs = layer(
-                    nodes, _with_one(self.value.features(values)), places, graphs, sites, given.incidence
-                )
+                factors = _with_one(self.value.features(values)) if factors is None else factors
+                nodes, graphs = layer(nodes, factors, places, graphs, sites, given.incidence)
             else:
                 edges = self._edges(values, places) if edges is None else edges
                 nodes, edges, graphs = layer(nodes, edges, graphs, sites, given.incidence)
