@@ -2,7 +2,8 @@
 
 A spec is a small immutable value without tensors. It maps every state-dict entry to one axis per dimension
 (`metanet.axis`) and lists the groups whose units these axes index, with the freedoms that act on the units
-beside permutation. It prints in a notation that `WeightSpec.parse` reads back::
+beside permutation, and the actions (`metanet.action`): freedoms with a table of where they act. It prints in
+a notation (`metanet.notation`) that `WeightSpec.parse` reads back::
 
     groups         h1: 32 sign phase(30)   h2: 32 sign phase(30)
     seq.0.weight   h1 2
@@ -14,13 +15,13 @@ beside permutation. It prints in a notation that `WeightSpec.parse` reads back::
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lgamma, log, prod
-from typing import Any, Literal, get_args
+from typing import Any, TypeAlias
 
+from metanet.action import ACTION_KINDS, Action, ActionKind
 from metanet.axis import (
     GROUP_NAME,
     Axis,
@@ -33,67 +34,17 @@ from metanet.axis import (
     normalise,
     parse_axes,
 )
+from metanet.closure import check_actions
+from metanet.notation import action_from_dict, action_to_dict, format_spec, parse_group, parse_spec
 from metanet.skeleton import Operation
+from metanet.units import FREEDOM_KINDS, Freedom, FreedomKind, Group
 
-FreedomKind = Literal["sign", "even", "phase", "scale", "positive_scale"]
-"""Per-unit freedoms beside permutation (DESIGN §2); the ones that mix units are not per-unit."""
+__all__ = ["FREEDOM_KINDS", "KINDS", "Freedom", "FreedomKind", "Group", "Kind", "LostFreedom", "WeightSpec"]
 
-FREEDOM_KINDS: tuple[FreedomKind, ...] = get_args(FreedomKind)
-PARAMETRISED: frozenset[FreedomKind] = frozenset({"phase"})
+Kind: TypeAlias = FreedomKind | ActionKind
+"""What an element may have beside permutations: a freedom of groups, an action, or both of one name."""
 
-
-@dataclass(frozen=True, slots=True)
-class Freedom:
-    """A freedom of each unit of a group beside permutation.
-
-    Args:
-        kind: sign (odd activation), even (even activation), phase (sine and cosine: b -> b + kπ/ω), scale
-            (any non-zero factor), positive_scale (ReLU).
-        parameter: ω for a phase, None otherwise.
-    """
-
-    kind: FreedomKind
-    parameter: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in FREEDOM_KINDS:
-            raise ValueError(f"unknown freedom {self.kind!r}; the known ones are {', '.join(FREEDOM_KINDS)}")
-        if (self.parameter is not None) != (self.kind in PARAMETRISED):
-            needs = (
-                "needs its frequency, e.g. phase(30)" if self.kind in PARAMETRISED else "takes no parameter"
-            )
-            raise ValueError(f"the freedom {self.kind!r} {needs}; found parameter {self.parameter}")
-        if self.parameter is not None and self.parameter == 0:
-            raise ValueError("the frequency of a phase must not be zero")
-
-    def __str__(self) -> str:
-        return self.kind if self.parameter is None else f"{self.kind}({self.parameter:.17g})"
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A set of interchangeable units.
-
-    Args:
-        name: as the axes call it.
-        size: number of units; of one parent unit if the group is nested.
-        freedoms: what acts on each unit beside permutation.
-        parent: the group under which this one is nested: its units may be permuted independently for every
-            unit of the parent (a wreath product). The group then stands right of its parent in every Product.
-    """
-
-    name: str
-    size: int
-    freedoms: tuple[Freedom, ...] = ()
-    parent: str | None = None
-
-    def __str__(self) -> str:
-        words = [f"{self.name}: {self.size}", *map(str, self.freedoms)]
-        return " ".join([*words, f"under {self.parent}"] if self.parent else words)
-
-    def freedom(self, kind: FreedomKind) -> Freedom | None:
-        """Return this group's freedom of a kind, or None."""
-        return next((f for f in self.freedoms if f.kind == kind), None)
+KINDS: tuple[Kind, ...] = tuple(dict.fromkeys((*FREEDOM_KINDS, *ACTION_KINDS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +67,11 @@ class WeightSpec:
         ties: sets of entry names that are one parameter under several names. Not part of equality.
         unused: entries that no output depends on. Not part of equality.
         lost: what operations without a rule cost. Not part of equality.
+        actions: freedoms with a table of where they act.
 
     Raises:
-        ValueError: an axis names an unknown group, a name is given twice, a nested group lacks its parent.
+        ValueError: an axis names an unknown group, a name is given twice, a nested group lacks its parent, an
+            action does not fit its entries or makes no group together with another.
     """
 
     groups: tuple[Group, ...]
@@ -127,6 +80,7 @@ class WeightSpec:
     ties: tuple[tuple[str, ...], ...] = field(default=(), compare=False, repr=False)
     unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
     lost: tuple[LostFreedom, ...] = field(default=(), compare=False, repr=False)
+    actions: tuple[Action, ...] = ()
 
     def __post_init__(self) -> None:
         _unique("group", [group.name for group in self.groups])
@@ -151,6 +105,8 @@ class WeightSpec:
         for name, axes in entries:
             for axis in axes:
                 _check_axis(name, axis, by_name)
+        if self.actions:
+            check_actions(by_name, dict(entries), self.actions, self.ties)
 
     @cached_property
     def axes(self) -> Mapping[str, tuple[Axis, ...]]:
@@ -205,15 +161,16 @@ class WeightSpec:
             copies = self.sizes[group.parent] if group.parent else 1
             flips = sum(f.kind in ("sign", "even") for f in group.freedoms)
             bits += copies * (lgamma(group.size + 1) / log(2) + flips * group.size)
-        return bits
+        return bits + sum(prod(a.shape(self.sizes)) for a in self.actions if a.kind == "sign")
 
     def phase_rank(self) -> int:
         """Return the number of units with a phase: the rank of the group's ℤⁿ part."""
         return sum(group.size for group in self.groups if group.freedom("phase"))
 
     def dimension(self) -> int:
-        """Return the dimension of the continuous part: one per unit with a scale."""
-        return sum(g.size for g in self.groups if g.freedom("scale") or g.freedom("positive_scale"))
+        """Return the dimension of the continuous part: one per unit with a scale, and that of every action."""
+        scales = sum(g.size for g in self.groups if g.freedom("scale") or g.freedom("positive_scale"))
+        return scales + sum(action.dimension(self.sizes) for action in self.actions)
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self.entries)
@@ -222,10 +179,7 @@ class WeightSpec:
         return len(self.entries)
 
     def __str__(self) -> str:
-        rows = [(_quote(name), " ".join(map(str, axes))) for name, axes in self.entries]
-        width = max([len("groups"), *(len(name) for name, _ in rows)])
-        header = "   ".join(map(str, self.groups))
-        return "\n".join(f"{name:<{width}}   {text}".rstrip() for name, text in [("groups", header), *rows])
+        return format_spec(self.groups, self.entries, self.actions)
 
     def __repr__(self) -> str:
         return (
@@ -239,27 +193,8 @@ class WeightSpec:
         Raises:
             ValueError: naming the line that cannot be read.
         """
-        groups: tuple[Group, ...] | None = None
-        entries: list[tuple[str, tuple[Axis, ...]]] = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
-            try:
-                if groups is None:
-                    word, _, rest = line.strip().partition(" ")
-                    if word != "groups":
-                        raise ValueError(
-                            f"a spec opens with the table of groups ('groups  h1: 32 …'), found {word!r}"
-                        )
-                    groups = _parse_groups(rest)
-                else:
-                    name, rest = _unquote(line.strip())
-                    entries.append((name, parse_axes(rest)))
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-        if groups is None:
-            raise ValueError("the text holds no spec: expected a first line 'groups  h1: 32 …'")
-        return cls(groups, tuple(entries))
+        groups, entries, actions = parse_spec(text)
+        return cls(groups, entries, actions=actions)
 
     def to_json(self) -> str:
         """Return everything, skeleton included, as JSON text."""
@@ -268,6 +203,7 @@ class WeightSpec:
             "version": 1,
             "groups": [str(group) for group in self.groups],
             "entries": {name: " ".join(map(str, axes)) for name, axes in self.entries},
+            "actions": [action_to_dict(action) for action in self.actions],
             "operations": [operation.to_dict() for operation in self.operations],
             "ties": [list(tie) for tie in self.ties],
             "unused": list(self.unused),
@@ -290,7 +226,7 @@ class WeightSpec:
             if data["format"] != "metanet.spec" or data["version"] != 1:
                 raise ValueError(f"format {data['format']!r} version {data['version']!r}")
             return cls(
-                groups=tuple(_parse_group(group) for group in data["groups"]),
+                groups=tuple(parse_group(group) for group in data["groups"]),
                 entries=tuple((name, parse_axes(axes)) for name, axes in data["entries"].items()),
                 operations=tuple(Operation.from_dict(operation) for operation in data["operations"]),
                 ties=tuple(tuple(tie) for tie in data["ties"]),
@@ -299,12 +235,13 @@ class WeightSpec:
                     LostFreedom(lost["operation"], tuple(lost["entries"]), lost["reason"])
                     for lost in data["lost"]
                 ),
+                actions=tuple(action_from_dict(action) for action in data.get("actions", ())),
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is no spec in JSON (metanet.spec, version 1): {error!r}") from None
 
     def select(self, names: Iterable[str]) -> WeightSpec:
-        """Return the spec of some of the entries; groups that no longer occur are dropped."""
+        """Return the spec of some of the entries; groups and actions that no longer occur are dropped."""
         kept = set(names)
         if unknown := kept - set(self.axes):
             raise KeyError(f"not entries of this spec: {sorted(unknown)}")
@@ -317,7 +254,12 @@ class WeightSpec:
             if isinstance(atom, Perm)
         }
         used |= {group.parent for group in self.groups if group.name in used and group.parent}
-        return replace(self, groups=tuple(g for g in self.groups if g.name in used), entries=entries)
+        return replace(
+            self,
+            groups=tuple(g for g in self.groups if g.name in used),
+            entries=entries,
+            actions=_restricted(self.actions, kept),
+        )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], *, leading: int | None = 0) -> None:
         """Raise unless the shapes are those of this spec's entries.
@@ -351,6 +293,11 @@ class WeightSpec:
                 + "; ".join(p for p in problems if p)
                 + ". Derive the spec from the model that wrote them (metanet.spec_of) or pass the right file."
             )
+
+
+def _restricted(actions: Iterable[Action], kept: set[str]) -> tuple[Action, ...]:
+    left = (replace(a, terms=tuple(t for t in a.terms if t.entry in kept)) for a in actions)
+    return tuple(action for action in left if action.terms)
 
 
 def _some(names: list[str], limit: int = 5) -> str:
@@ -392,56 +339,3 @@ def _check_nesting(name: str, axis: Axis, groups: Mapping[str, Group]) -> None:
         for part in axis.axes:
             if not isinstance(part, Perm) or not isinstance(axis, Product):
                 _check_nesting(name, part, groups)
-
-
-_GROUP = re.compile(
-    rf"\s*(?P<name>{GROUP_NAME.pattern}):\s*(?P<size>\d+)(?P<rest>(?:\s+(?!{GROUP_NAME.pattern}:)\S+)*)"
-)
-_FREEDOM = re.compile(r"([a-z_]+)(?:\(([^()]+)\))?")
-
-
-def _parse_groups(text: str) -> tuple[Group, ...]:
-    groups: list[Group] = []
-    end = 0
-    while text[end:].strip():
-        match = _GROUP.match(text, end)
-        if match is None:
-            raise ValueError(
-                f"unreadable group {text[end:].strip()!r}: expected 'name: size freedom… [under parent]'"
-            )
-        groups.append(_parse_group(match[0]))
-        end = match.end()
-    return tuple(groups)
-
-
-def _parse_group(text: str) -> Group:
-    match = _GROUP.fullmatch(text.rstrip())
-    if match is None:
-        raise ValueError(f"unreadable group {text!r}: expected 'name: size freedom… [under parent]'")
-    words = match["rest"].split()
-    parent = None
-    if "under" in words:
-        at = words.index("under")
-        if at != len(words) - 2:
-            raise ValueError(f"group {match['name']!r}: 'under' is followed by one group name at the end")
-        parent, words = words[-1], words[:at]
-    freedoms = []
-    for word in words:
-        found = _FREEDOM.fullmatch(word)
-        if found is None:
-            raise ValueError(f"group {match['name']!r}: unreadable freedom {word!r}")
-        freedoms.append(Freedom(found[1], float(found[2]) if found[2] else None))  # type: ignore[arg-type]
-    return Group(match["name"], int(match["size"]), tuple(freedoms), parent)
-
-
-def _quote(name: str) -> str:
-    plain = name and not re.search(r'[\s"#]', name) and name != "groups"
-    return name if plain else json.dumps(name)
-
-
-def _unquote(line: str) -> tuple[str, str]:
-    if line.startswith('"'):
-        name, end = json.JSONDecoder().raw_decode(line)
-        return str(name), line[end:]
-    name, _, rest = line.partition(" ")
-    return name, rest
