@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb; exit code 1 if a proof was asked for and refuted."""
     options = parser().parse_args(arguments)
     from metanet_tasks.inspection import inspect
-    from metanet_tasks.spec_files import write_spec
+    from metanet_zoo.spec_files import write_spec
 
     inspection = inspect(
         options.source,

@@ -14,9 +14,8 @@ from metanet.derive import spec_of
 from metanet.spec import WeightSpec
 from metanet.verification import Verification, verify
 from metanet_tasks.objects import is_object, load_object, parse_input
-from metanet_tasks.spec_files import find_spec_file, read_spec
-from metanet_zoo.checkpoint import open_checkpoint
-from metanet_zoo.sequential import guess_sequential
+from metanet_zoo.spec_files import read_spec
+from metanet_zoo.spec_source import find_spec
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,13 @@ def inspect(
     activation: str | None = None,
     prove: bool = False,
     seed: int = 0,
+    trust_remote_code: bool = False,
+    cache: bool = True,
 ) -> Inspection:
     """Find the spec of a network, and prove it if asked to.
 
     An object ``package.module:factory`` is traced on its inputs. A checkpoint takes the spec file beside it,
-    or is recognised as a plain sequential network by its names and shapes.
+    is built from its Hugging Face ``config.json``, or is recognised as a plain sequential network.
 
     Args:
         source: an object, or whatever `metanet_zoo.open_checkpoint` opens.
@@ -110,6 +111,8 @@ def inspect(
         activation: of a plain sequential network, e.g. ``relu`` or ``sine:30``.
         prove: draw random group elements and compare outputs in float64.
         seed: of the inputs.
+        trust_remote_code: run the code that a Hugging Face folder brings along.
+        cache: keep and use derived specs in the user's cache folder.
 
     Returns:
         The inspection; ``verification.ok`` says whether the proof succeeded.
@@ -126,7 +129,7 @@ def inspect(
             f"{source} is a checkpoint, which cannot be run on inputs; leave out --input, or name the "
             "network that goes with it as package.module:factory"
         )
-    return _inspect_checkpoint(source, spec_file, activation, prove)
+    return _inspect_checkpoint(source, spec_file, activation, prove, trust_remote_code, cache)
 
 
 def _inspect_object(
@@ -163,29 +166,14 @@ def _run_once(source: str, model: nn.Module, arguments: tuple[Tensor, ...]) -> N
 
 
 def _inspect_checkpoint(
-    source: str, spec_file: Path | None, activation: str | None, prove: bool
+    source: str, spec_file: Path | None, activation: str | None, prove: bool, trust: bool, cache: bool
 ) -> Inspection:
-    checkpoint = open_checkpoint(source)
-    shapes = {name: checkpoint.shape(name) for name in checkpoint}
-    found = spec_file or find_spec_file(checkpoint.files)
-    if found is not None:
-        if activation is not None:
-            raise ValueError(f"the spec is in {found}; leave out --activation, or remove the file")
-        reason = "a checkpoint with a spec file cannot be run; inspect package.module:factory with --spec"
-        spec = read_spec(found, shapes)
-        return Inspection(
-            source,
-            f"read from {found}",
-            spec,
-            notes=checkpoint.notes,
-            not_proven=reason if prove else None,
-        )
-    guess = guess_sequential(shapes, activation)
-    spec = spec_of(guess.model, *guess.inputs)
-    return Inspection(
-        source,
-        f"a plain sequential network by its names and shapes: {guess.description}",
-        spec,
-        notes=(*checkpoint.notes, *guess.assumptions),
-        verification=verify(spec, guess.model, *guess.inputs) if prove else None,
+    found = find_spec(
+        source, spec_file=spec_file, activation=activation, trust_remote_code=trust, cache=cache
     )
+    verification, reason = None, None
+    if prove and found.kind == "sequential" and found.model is not None:
+        verification = verify(found.spec, found.model, *found.inputs)
+    elif prove:
+        reason = "a checkpoint with a spec file cannot be run; inspect package.module:factory with --spec"
+    return Inspection(source, found.origin, found.spec, found.notes, verification, reason)

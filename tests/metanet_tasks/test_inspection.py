@@ -10,7 +10,7 @@ from torch import nn
 from metanet import WeightSpec, spec_of
 from metanet_tasks.cli import main
 from metanet_tasks.inspection import inspect
-from metanet_tasks.spec_files import find_spec_file, read_spec, write_spec
+from metanet_zoo.spec_files import find_spec_file, read_spec, write_spec
 from metanet_zoo import save_checkpoint
 
 MLP = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))

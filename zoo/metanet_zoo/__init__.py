@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from metanet_zoo.images import open_images as open_images
     from metanet_zoo.manifest import ZooError as ZooError
     from metanet_zoo.saving import save_checkpoint as save_checkpoint
+    from metanet_zoo.spec_source import find_spec as find_spec
+    from metanet_zoo.spec_source import spec_of_checkpoint as spec_of_checkpoint
     from metanet_zoo.store import Zoo as Zoo
     from metanet_zoo.writer import ZooWriter as ZooWriter
 
@@ -30,11 +32,13 @@ _EXPORTS = {
     "ZooError": "manifest",
     "ZooWriter": "writer",
     "build_architecture": "architectures",
+    "find_spec": "spec_source",
     "fit_inrs": "fit.inr",
     "merge_zoos": "collect",
     "open_checkpoint": "checkpoint",
     "open_images": "images",
     "save_checkpoint": "saving",
+    "spec_of_checkpoint": "spec_source",
     "zoo_from_checkpoints": "collect",
 }
 """Public name -> module, imported at first use, so that importing the package alone stays light."""
