@@ -12,7 +12,7 @@ axes mean the same exactly when they compare equal. The notation is einops-like:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -135,6 +135,54 @@ def atoms(axis: Axis) -> Iterator[Atom]:
     else:
         for part in axis.axes:
             yield from atoms(part)
+
+
+def axis_blocks(
+    axes: Sequence[Axis],
+) -> Iterator[tuple[tuple[int, ...], tuple[Atom, ...], tuple[int, ...]]]:
+    """Yield what is left of some dimensions after taking one part of every Concat.
+
+    Yields:
+        The part taken of every Concat met, from left to right; the atoms; for every atom, its dimension.
+    """
+
+    def walk(
+        todo: tuple[tuple[Axis, int], ...], path: tuple[int, ...], done: tuple[tuple[Atom, int], ...]
+    ) -> Iterator[tuple[tuple[int, ...], tuple[Atom, ...], tuple[int, ...]]]:
+        if not todo:
+            yield path, tuple(atom for atom, _ in done), tuple(dim for _, dim in done)
+            return
+        (axis, dim), rest = todo[0], todo[1:]
+        if isinstance(axis, Product):
+            yield from walk((*((factor, dim) for factor in axis.axes), *rest), path, done)
+        elif isinstance(axis, Concat):
+            for part, inner in enumerate(axis.axes):
+                yield from walk(((inner, dim), *rest), (*path, part), done)
+        else:
+            yield from walk(rest, path, (*done, (axis, dim)))
+
+    return walk(tuple((axis, dim) for dim, axis in enumerate(axes)), (), ())
+
+
+def bound_to(at: int, parent: str, atoms: Sequence[Atom], dims: Sequence[int]) -> int | None:
+    """Return which occurrence of a group goes with another atom of a block.
+
+    It is the nearest one left of it in the same dimension, else the only one that the block has.
+
+    Args:
+        at: position of the atom.
+        parent: the group.
+        atoms: of the block.
+        dims: dimension of every atom.
+
+    Returns:
+        A position, or None if the block does not have the group or does not say which of several it is.
+    """
+    places = [i for i, atom in enumerate(atoms) if isinstance(atom, Perm) and atom.group == parent]
+    left = [i for i in places if i < at and dims[i] == dims[at]]
+    if left:
+        return left[-1]
+    return places[0] if len(places) == 1 and places[0] != at else None
 
 
 def map_perms(axis: Axis, replace: Mapping[Perm, Axis]) -> Axis:

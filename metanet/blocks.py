@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from metanet.axis import Atom, Axis, Concat, Fixed, Perm, Product, axis_size
+from metanet.axis import Atom, Axis, Concat, Fixed, Perm, Product, axis_blocks, axis_size, bound_to
 from metanet.spec import WeightSpec
 
 
@@ -48,6 +48,16 @@ class Block:
         """Sizes of the fixed dimensions, in order."""
         return tuple(atom.size for atom in self.atoms if isinstance(atom, Fixed))
 
+    def parents(self, spec: WeightSpec) -> tuple[int, ...]:
+        """Return for every atom the position of the one that its group is nested under, or -1."""
+        found = []
+        for at, atom in enumerate(self.atoms):
+            parent = spec.group[atom.group].parent if isinstance(atom, Perm) else None
+            place = -1 if parent is None else bound_to(at, parent, self.atoms, self.dims)
+            assert place is not None  # a spec checks this
+            found.append(place)
+        return tuple(found)
+
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the block's shape, given the sizes of the groups."""
         return tuple(axis_size(atom, sizes) for atom in self.atoms)
@@ -68,26 +78,7 @@ def blocks_of(spec: WeightSpec, *, tied: bool = False) -> tuple[Block, ...]:
 
 def entry_blocks(name: str, axes: Sequence[Axis]) -> Iterator[Block]:
     """Yield the blocks of one entry in the order of `split`."""
-    yield from (
-        Block(name, path, tuple(atoms), tuple(dims))
-        for path, atoms, dims in _walk([(axis, dim) for dim, axis in enumerate(axes)], (), ())
-    )
-
-
-def _walk(
-    todo: list[tuple[Axis, int]], path: tuple[int, ...], done: tuple[tuple[Atom, int], ...]
-) -> Iterator[tuple[tuple[int, ...], list[Atom], list[int]]]:
-    if not todo:
-        yield path, [atom for atom, _ in done], [dim for _, dim in done]
-        return
-    (axis, dim), rest = todo[0], todo[1:]
-    if isinstance(axis, Product):
-        yield from _walk([(factor, dim) for factor in axis.axes] + rest, path, done)
-    elif isinstance(axis, Concat):
-        for part, inner in enumerate(axis.axes):
-            yield from _walk([(inner, dim), *rest], (*path, part), done)
-    else:
-        yield from _walk(rest, path, (*done, (axis, dim)))
+    yield from (Block(name, path, atoms, dims) for path, atoms, dims in axis_blocks(axes))
 
 
 def split(tensor: Tensor, axes: Sequence[Axis], sizes: Mapping[str, int]) -> list[Tensor]:

@@ -15,26 +15,27 @@ a notation (`metanet.notation`) that `WeightSpec.parse` reads back::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lgamma, log, prod
 from typing import Any, TypeAlias
 
-from metanet.action import ACTION_KINDS, Action, ActionKind
+from metanet.action import ACTION_KINDS, Action, ActionKind, Term
 from metanet.axis import (
     GROUP_NAME,
     Axis,
     Fixed,
     Perm,
-    Product,
     atoms,
+    axis_blocks,
     axis_size,
+    bound_to,
     map_perms,
     normalise,
     parse_axes,
 )
-from metanet.closure import check_actions
+from metanet.closure import check_actions, terms_by_entry
 from metanet.notation import action_from_dict, action_to_dict, format_spec, parse_group, parse_spec
 from metanet.skeleton import Operation
 from metanet.units import FREEDOM_KINDS, Freedom, FreedomKind, Group
@@ -97,6 +98,8 @@ class WeightSpec:
                 raise ValueError(
                     f"group {group.name!r} is nested under {group.parent!r}, which is not a group"
                 )
+            if group.name in self.ancestors(group.name):
+                raise ValueError(f"group {group.name!r} is nested under itself")
         plain = {Perm(g.name, r): Perm(g.name) for g in self.groups if not g.freedoms for r in ("in", "bias")}
         entries = tuple(
             (name, tuple(map_perms(normalise(axis), plain) for axis in axes)) for name, axes in self.entries
@@ -105,6 +108,7 @@ class WeightSpec:
         for name, axes in entries:
             for axis in axes:
                 _check_axis(name, axis, by_name)
+            _check_nesting(name, axes, by_name)
         if self.actions:
             check_actions(by_name, dict(entries), self.actions, self.ties)
 
@@ -127,6 +131,24 @@ class WeightSpec:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes by entry name."""
         return {name: tuple(axis_size(axis, self.sizes) for axis in axes) for name, axes in self.entries}
+
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """Return the groups that a group is nested under, outermost first."""
+        chain: list[str] = []
+        parent = self.group[name].parent
+        while parent is not None and parent not in chain:
+            chain.append(parent)
+            parent = self.group[parent].parent
+        return tuple(reversed(chain))
+
+    def copies(self, name: str) -> int:
+        """Return how many permutations a group has: one per unit of its ancestors, one without any."""
+        return prod(self.sizes[ancestor] for ancestor in self.ancestors(name))
+
+    @cached_property
+    def terms(self) -> Mapping[str, Sequence[tuple[int, Term]]]:
+        """Terms that act on an entry, with the numbers of their actions."""
+        return terms_by_entry(self.actions)
 
     @property
     def axes_to_group(self) -> dict[tuple[str, int], tuple[str, ...]]:
@@ -158,18 +180,19 @@ class WeightSpec:
         """
         bits = 0.0
         for group in self.groups:
-            copies = self.sizes[group.parent] if group.parent else 1
+            copies = self.copies(group.name)
             flips = sum(f.kind in ("sign", "even") for f in group.freedoms)
             bits += copies * (lgamma(group.size + 1) / log(2) + flips * group.size)
         return bits + sum(prod(a.shape(self.sizes)) for a in self.actions if a.kind == "sign")
 
     def phase_rank(self) -> int:
         """Return the number of units with a phase: the rank of the group's ℤⁿ part."""
-        return sum(group.size for group in self.groups if group.freedom("phase"))
+        return sum(g.size * self.copies(g.name) for g in self.groups if g.freedom("phase"))
 
     def dimension(self) -> int:
-        """Return the dimension of the continuous part: one per unit with a scale, and that of every action."""
-        scales = sum(g.size for g in self.groups if g.freedom("scale") or g.freedom("positive_scale"))
+        """Return the dimension of the continuous part: one per unit with a scale, and every action's."""
+        scaled = [g for g in self.groups if g.freedom("scale") or g.freedom("positive_scale")]
+        scales = sum(g.size * self.copies(g.name) for g in scaled)
         return scales + sum(action.dimension(self.sizes) for action in self.actions)
 
     def __iter__(self) -> Iterator[str]:
@@ -253,7 +276,7 @@ class WeightSpec:
             for atom in atoms(axis)
             if isinstance(atom, Perm)
         }
-        used |= {group.parent for group in self.groups if group.name in used and group.parent}
+        used |= {ancestor for name in used for ancestor in self.ancestors(name)}
         return replace(
             self,
             groups=tuple(g for g in self.groups if g.name in used),
@@ -318,24 +341,18 @@ def _check_axis(name: str, axis: Axis, groups: Mapping[str, Group]) -> None:
             )
         if isinstance(atom, Fixed) and atom.size < 0:
             raise ValueError(f"entry {name!r}: axis {axis} has a negative size")
-    _check_nesting(name, axis, groups)
 
 
-def _check_nesting(name: str, axis: Axis, groups: Mapping[str, Group]) -> None:
-    if isinstance(axis, Fixed):
+def _check_nesting(name: str, axes: tuple[Axis, ...], groups: Mapping[str, Group]) -> None:
+    nested = {a.group for axis in axes for a in atoms(axis) if isinstance(a, Perm) and groups[a.group].parent}
+    if not nested:
         return
-    factors = axis.axes if isinstance(axis, Product) else (axis,) if isinstance(axis, Perm) else ()
-    seen: set[str] = set()
-    for factor in factors:
-        if isinstance(factor, Perm):
-            parent = groups[factor.group].parent
-            if parent is not None and parent not in seen:
+    for _, block, dims in axis_blocks(axes):
+        for at, atom in enumerate(block):
+            parent = groups[atom.group].parent if isinstance(atom, Perm) and atom.group in nested else None
+            if parent is not None and bound_to(at, parent, block, dims) is None:
+                count = sum(isinstance(other, Perm) and other.group == parent for other in block)
                 raise ValueError(
-                    f"entry {name!r}: {factor.group!r} is nested under {parent!r} and must stand right of it "
-                    f"in a product, found {axis}"
+                    f"entry {name!r}: {atom} is nested under {parent!r}, which must stand left of it in a "
+                    f"product, or once beside it; found {' '.join(map(str, axes))}, where it stands {count} times"
                 )
-            seen.add(factor.group)
-    if not isinstance(axis, Perm):
-        for part in axis.axes:
-            if not isinstance(part, Perm) or not isinstance(axis, Product):
-                _check_nesting(name, part, groups)

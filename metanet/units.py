@@ -49,7 +49,8 @@ class Group:
         size: number of units; of one parent unit if the group is nested.
         freedoms: what acts on each unit beside permutation.
         parent: the group under which this one is nested: its units may be permuted independently for every
-            unit of the parent (a wreath product). The group then stands right of its parent in every Product.
+            unit of the parent (a wreath product). The parent then stands left of the group in the same
+            Product, or once beside it in the tensor (stacked experts ``E f d``). It may be nested itself.
     """
 
     name: str

@@ -1,3 +1,5 @@
+from math import log2
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -57,6 +59,15 @@ def test_sizes_of_the_group() -> None:
     assert spec.log2_size() == pytest.approx(torch.log2(torch.tensor(24.0 * 16 * 6)).item())
     assert spec.phase_rank() == 4
     assert spec.dimension() == 3
+    nested = WeightSpec.parse(
+        "groups  e: 3   f: 4 sign phase(2) under e   k: 2 scale under f\nw  e f 3\nv  e (f k)"
+    )
+    bits = log2(6) + 3 * (log2(24) + 4) + 3 * 4 * 1
+    assert nested.log2_size() == pytest.approx(bits)
+    assert nested.ancestors("k") == ("e", "f")
+    assert (nested.copies("e"), nested.copies("f"), nested.copies("k")) == (1, 3, 12)
+    assert (nested.phase_rank(), nested.dimension()) == (12, 24)
+    assert [group.name for group in nested.select(["v"]).groups] == ["e", "f", "k"]
 
 
 def test_roles_vanish_where_no_freedom_needs_them() -> None:
@@ -82,7 +93,10 @@ def test_views() -> None:
         ("groups h: 3 phase\nw  h", "needs its frequency"),
         ("groups h: 3 sign(2)\nw  h", "takes no parameter"),
         ("groups h: 3 under k\nw  h", "nested under 'k'"),
-        ("groups h: 3   q: 2 under h\nw  q h", "must stand right of it"),
+        ("groups h: 3   q: 2 under h\nw  q 4", "must stand left of it in a product"),
+        ("groups h: 3   q: 2 under h\nw  q h h", "where it stands 2 times"),
+        ("groups h: 3   q: 2 under h\nw  [(h q) | q]", "where it stands 0 times"),
+        ("groups h: 3 under q   q: 2 under h\nw  h q", "nested under itself"),
         ("groups h: 0\nw  h", "at least one unit"),
         ("groups h: 3\nw  (h", "line 2"),
     ],
