@@ -230,8 +230,8 @@ def _check_shift(
             linear = actions[other].kind != "shift" and not apart(own, _leaves(axes[entry], another))
             if linear and (another.eps is not None or not set(another.leaves) <= set(term.leaves)):
                 raise ValueError(
-                    f"entry {entry!r}: '{actions[other]}' acts where '{action}' shifts, along leaves on "
-                    "which the shift does not depend, so that they make no group together; give up one of them"
+                    f"entry {entry!r}: '{actions[other]}' acts where '{action}' shifts, along leaves "
+                    "on which the shift does not depend: they make no group together; give up one of them"
                 )
         for i, leaf in enumerate(leaves_of(axes[entry])):
             if i not in term.leaves and not apart(own, [leaf]) and _factors(leaf, groups):

@@ -6,24 +6,37 @@ permutation ``p``, factor ``s`` (signs and scales) and phase count ``k`` it does
     row     W[i] -> s_i · W[p_i]                      (role ``out``)
     bias    b[i] -> s_i · b[p_i] + k_i · π/ω          (role ``bias``; affine only for phases)
     reader  V[:, i] -> (-1)^{k_i} / s_i · V[:, p_i]   (role ``in``; an even activation leaves readers alone)
+
+and then what it drew for the spec's actions: first all that multiplies, then the shifts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from metanet.acting import (
+    Representation,
+    act_terms,
+    check_value,
+    draw_value,
+    identity_value,
+    invert,
+    multiply,
+    permute_value,
+)
+from metanet.action import Term
 from metanet.axis import Axis, Concat, Fixed, Perm, Product, axis_size
+from metanet.closure import induced
 from metanet.freedom import check_freedom, draw_freedom, phase_shift, spread, unit_factor
-from metanet.spec import FREEDOM_KINDS, FreedomKind, Group, WeightSpec
+from metanet.leaf import leaves_of
+from metanet.spec import KINDS, FreedomKind, Group, Kind, WeightSpec
 
-Representation = Literal["parameter", "gradient", "momentum", "second_moment"]
-"""What is carried: a momentum of gradients transforms as they do (inverse scales), a second moment with
-squares; only parameters are shifted by phases."""
+__all__ = ["Carrier", "GroupElement", "Representation"]
 
 
 @runtime_checkable
@@ -47,6 +60,7 @@ class GroupElement:
         permutations: group -> ``[n]`` indices ``p``: unit ``i`` of the result is unit ``p[i]`` of what it
             acts on; ``[parent size, n]`` for a nested group. Groups that are left out stay as they are.
         freedoms: ``(group, kind) -> [n]``: ±1 for sign and even, factors for scales, integers for phases.
+        actions: number of an action among ``spec.actions`` -> its value, ``[*axes]`` (`metanet.action`).
 
     Raises:
         ValueError: not a permutation, or a value that the freedom does not allow.
@@ -55,12 +69,17 @@ class GroupElement:
     spec: WeightSpec
     permutations: Mapping[str, Tensor]
     freedoms: Mapping[tuple[str, FreedomKind], Tensor]
+    actions: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, permutation in self.permutations.items():
             _check_permutation(_known(self.spec, name), permutation, self.spec)
         for (name, kind), values in self.freedoms.items():
             check_freedom(_known(self.spec, name), kind, values)
+        for number, value in self.actions.items():
+            if not 0 <= number < len(self.spec.actions):
+                raise ValueError(f"the spec has {len(self.spec.actions)} actions, found number {number}")
+            check_value(self.spec.actions[number], value, self.spec.sizes)
 
     @classmethod
     def identity(cls, spec: WeightSpec) -> GroupElement:
@@ -73,26 +92,24 @@ class GroupElement:
         spec: WeightSpec,
         generator: torch.Generator | None = None,
         *,
-        kinds: Iterable[FreedomKind] | Literal["all"] = (),
+        kinds: Iterable[Kind] | Literal["all"] = (),
         permute: bool = True,
     ) -> GroupElement:
-        """Draw an element: uniform permutations, and the freedoms named in ``kinds``.
+        """Draw an element: uniform permutations, and the freedoms and actions named in ``kinds``.
 
         Args:
             spec: the spec.
             generator: a CPU generator; None uses torch's default one.
             kinds: freedoms to draw beside permutations; ``"all"`` for every one the spec has. Signs are fair,
-                phases uniform in -3…3, scales log-uniform in [1/2, 2] (well conditioned).
+                phases uniform in -3…3, scales log-uniform in [1/2, 2], matrices of condition up to 10.
             permute: False draws the other freedoms alone.
 
         Raises:
             ValueError: an unknown kind.
         """
-        wanted = set(FREEDOM_KINDS if kinds == "all" else kinds)
-        if unknown := wanted - set(FREEDOM_KINDS):
-            raise ValueError(
-                f"unknown freedoms {sorted(unknown)}; the known ones are {', '.join(FREEDOM_KINDS)}"
-            )
+        wanted = set(KINDS if kinds == "all" else kinds)
+        if unknown := wanted - set(KINDS):
+            raise ValueError(f"unknown freedoms {sorted(unknown)}; the known ones are {', '.join(KINDS)}")
         permutations: dict[str, Tensor] = {}
         freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
         for group in spec.groups:
@@ -105,7 +122,12 @@ class GroupElement:
             for freedom in group.freedoms:
                 if freedom.kind in wanted:
                     freedoms[group.name, freedom.kind] = draw_freedom(freedom.kind, n, generator)
-        return cls(spec, permutations, freedoms)
+        actions = {
+            number: draw_value(action, spec.sizes, generator)
+            for number, action in enumerate(spec.actions)
+            if action.kind in wanted
+        }
+        return cls(spec, permutations, freedoms, actions)
 
     @overload
     def __matmul__(self, other: GroupElement) -> GroupElement: ...
@@ -139,10 +161,19 @@ class GroupElement:
         if representation != "parameter":
             spec = spec.select(name for name in spec if name in tensors)
         spec.check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, leading=None)
-        return {
+        acted = {
             name: self.act_tensor(tensor, self.spec.axes[name], representation=representation)
             for name, tensor in tensors.items()
         }
+        return {name: self._act_entry(name, tensor, representation) for name, tensor in acted.items()}
+
+    def _act_entry(self, name: str, tensor: Tensor, representation: Representation) -> Tensor:
+        terms = [
+            (self.spec.actions[number], term, self.actions[number])
+            for number, term in self.spec.terms.get(name, ())
+            if number in self.actions
+        ]
+        return act_terms(tensor, self.spec.axes[name], self.spec.sizes, terms, representation)
 
     def act_tensor(
         self,
@@ -152,7 +183,10 @@ class GroupElement:
         dim: int | None = None,
         representation: Representation = "parameter",
     ) -> Tensor:
-        """Act on one tensor whose dimensions from ``dim`` on carry the axes (default: the last ones)."""
+        """Act on one tensor whose dimensions from ``dim`` on carry the axes (default: the last ones).
+
+        Permutations and freedoms of groups only: an action needs to know which entry it meets.
+        """
         start = tensor.ndim - len(axes) if dim is None else dim
         for position, axis in enumerate(axes, start):
             index = self.index(axis)
@@ -276,7 +310,38 @@ class GroupElement:
                     freedoms[name, freedom.kind] = (
                         first + second if freedom.kind == "phase" else first * second
                     )
-        return GroupElement(self.spec, permutations, freedoms)
+        actions: dict[int, Tensor] = {}
+        for number, action in enumerate(self.spec.actions):
+            mine, theirs = self.actions.get(number), other.actions.get(number)
+            if theirs is not None:
+                theirs = self._carried(number, theirs)
+            if mine is not None and theirs is not None:
+                actions[number] = multiply(action, mine, theirs)
+            elif mine is not None or theirs is not None:
+                actions[number] = mine if theirs is None else theirs  # type: ignore[assignment]
+        return GroupElement(self.spec, permutations, freedoms, actions)
+
+    def _carried(self, number: int, value: Tensor) -> Tensor:
+        """Return what the value of an action becomes where this element acts after it.
+
+        Its units are permuted; a shift is multiplied by whatever multiplies the tensors that it shifts.
+        """
+        spec = self.spec
+        action = spec.actions[number]
+        value = permute_value(action, value, spec.sizes, self.index)
+        if action.kind != "shift":
+            return value
+        term = action.terms[0]
+        axes = spec.axes[term.entry]
+        if action.axes:
+            factor = self.factor(Product(tuple(leaves_of(axes)[leaf].atom for leaf in term.leaves)))
+            value = value if factor is None else value * factor.reshape(value.shape)
+        steps = [
+            (spec.actions[other], Term("", places, power), self.actions[other])
+            for other, places, power in induced(term, axes, spec.actions, spec.terms[term.entry])
+            if other in self.actions
+        ]
+        return act_terms(value, action.axes, spec.sizes, steps)
 
     def inverse(self) -> GroupElement:
         """Return the element that undoes this one."""
@@ -299,7 +364,17 @@ class GroupElement:
                 elif freedom.kind in ("scale", "positive_scale"):
                     values = values.reciprocal()
                 freedoms[name, freedom.kind] = values if back is None else values[back]
-        return GroupElement(self.spec, permutations, freedoms)
+        linear, shifts = dict[int, Tensor](), dict[int, Tensor]()
+        undone = GroupElement(self.spec, permutations, freedoms)
+        for number, value in self.actions.items():
+            action = self.spec.actions[number]
+            if action.kind != "shift":
+                linear[number] = undone._carried(number, invert(action, value))
+        undone = GroupElement(self.spec, permutations, freedoms, linear)
+        for number, value in self.actions.items():
+            if self.spec.actions[number].kind == "shift":
+                shifts[number] = -undone._carried(number, value)
+        return GroupElement(self.spec, permutations, freedoms, {**linear, **shifts})
 
     def _parent_permutation(self, group: Group) -> Tensor | None:
         if group.parent is None:
@@ -324,18 +399,25 @@ class GroupElement:
                 mine, theirs = self.freedoms.get(key, neutral), other.freedoms.get(key, neutral)
                 if not torch.allclose(mine.double(), theirs.double(), rtol=1e-12):
                     return False
+        for number in {*self.actions, *other.actions}:
+            still = identity_value(self.spec.actions[number], self.spec.sizes)
+            mine, theirs = self.actions.get(number, still), other.actions.get(number, still)
+            if not torch.allclose(mine.to(still), theirs.to(still), rtol=1e-12):
+                return False
         return True
 
     def without(self, *groups: str) -> GroupElement:
-        """Return the element that leaves some groups alone."""
+        """Return the element that leaves some groups alone, and the actions on their units."""
         return GroupElement(
             self.spec,
             {name: p for name, p in self.permutations.items() if name not in groups},
             {(name, kind): v for (name, kind), v in self.freedoms.items() if name not in groups},
+            {n: v for n, v in self.actions.items() if not set(groups) & set(self.spec.actions[n].groups)},
         )
 
     def __repr__(self) -> str:
-        kinds = sorted({kind for _, kind in self.freedoms})
+        drawn = {self.spec.actions[number].kind for number in self.actions}
+        kinds = sorted({kind for _, kind in self.freedoms} | drawn)
         return (
             f"GroupElement({', '.join([f'{len(self.permutations)} permutations', *kinds])} of {self.spec!r})"
         )

@@ -12,7 +12,7 @@ every term. The leaves that a term acts along are marked ``^``, the last one wit
     - o_proj.weight   embed (head^ query v^-1)
 
 Marked leaves go with the axes of the header in order, each with the first one left that fits; where that is
-not what is meant, ``^`` is followed by the number of the axis and a colon (``h1^1: h1^0:-1``). A variance
+not what is meant, ``^`` is followed by the number of the axis and a colon (``h1^1:-1 h1^0:``). A variance
 that is read as v + eps has the mark ``^2~1e-05``.
 """
 
@@ -23,7 +23,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from metanet.action import ACTION_KINDS, Action, ActionKind, Layout, Term
+from metanet.action import ACTION_KINDS, Action, Layout, Term
 from metanet.axis import GROUP_NAME, Atom, Axis, Concat, Fixed, Perm, parse_axes
 from metanet.leaf import leaves_of
 from metanet.units import Freedom, Group
@@ -161,8 +161,7 @@ def parse_action(text: str) -> Action:
     atoms = tuple(axis for axis in axes if isinstance(axis, (Fixed, Perm)))
     if len(atoms) < len(axes):
         raise ValueError(f"the axes of an action are groups and sizes, found {rest!r}")
-    known: ActionKind = kind  # type: ignore[assignment]
-    return Action(known, atoms, (), layout)
+    return Action(kind, atoms, (), layout)
 
 
 def _fits(action: Action, place: int, atom: Atom) -> bool:
