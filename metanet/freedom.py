@@ -69,15 +69,14 @@ def spread(
     return result
 
 
-def check_freedom(group: Group, kind: FreedomKind, values: Tensor) -> None:
-    """Raise unless ``[n]`` values are what a freedom of the group allows."""
+def check_freedom(group: Group, kind: FreedomKind, values: Tensor, *, copies: int | None = None) -> None:
+    """Raise unless values ``[n]``, or ``[copies, n]`` of a nested group, are what a freedom allows."""
     if group.freedom(kind) is None:
         has = ", ".join(map(str, group.freedoms)) or "none beside permutation"
         raise ValueError(f"group {group.name!r} has no freedom {kind!r}; it has {has}")
-    if tuple(values.shape) != (group.size,):
-        raise ValueError(
-            f"group {group.name!r}, {kind}: expected shape [{group.size}], found {list(values.shape)}"
-        )
+    shape = [group.size] if copies is None else [copies, group.size]
+    if list(values.shape) != shape:
+        raise ValueError(f"group {group.name!r}, {kind}: expected shape {shape}, found {list(values.shape)}")
     if kind in ("sign", "even"):
         good = bool((values.abs() == 1).all())
     elif kind == "phase":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
@@ -30,11 +31,12 @@ from metanet.acting import (
     permute_value,
 )
 from metanet.action import Term
-from metanet.axis import Axis, Concat, Fixed, Perm, Product, axis_size
+from metanet.axis import Axis, Perm, Product
 from metanet.closure import induced
-from metanet.freedom import check_freedom, draw_freedom, phase_shift, spread, unit_factor
+from metanet.freedom import check_freedom, draw_freedom, phase_shift, unit_factor
 from metanet.leaf import leaves_of
 from metanet.spec import KINDS, FreedomKind, Group, Kind, WeightSpec
+from metanet.wreath import chain_source, select_indices, source_index, spread_values, tied_dimensions
 
 __all__ = ["Carrier", "GroupElement", "Representation"]
 
@@ -58,8 +60,10 @@ class GroupElement:
     Args:
         spec: the spec.
         permutations: group -> ``[n]`` indices ``p``: unit ``i`` of the result is unit ``p[i]`` of what it
-            acts on; ``[parent size, n]`` for a nested group. Groups that are left out stay as they are.
-        freedoms: ``(group, kind) -> [n]``: ±1 for sign and even, factors for scales, integers for phases.
+            acts on; ``[copies, n]`` for a nested group, a row for every combination of units of its
+            ancestors (`metanet.wreath`). Groups that are left out stay as they are.
+        freedoms: ``(group, kind) -> [n]`` or ``[copies, n]``: ±1 for sign and even, factors for scales,
+            integers for phases.
         actions: number of an action among ``spec.actions`` -> its value, ``[*axes]`` (`metanet.action`).
 
     Raises:
@@ -75,7 +79,7 @@ class GroupElement:
         for name, permutation in self.permutations.items():
             _check_permutation(_known(self.spec, name), permutation, self.spec)
         for (name, kind), values in self.freedoms.items():
-            check_freedom(_known(self.spec, name), kind, values)
+            check_freedom(_known(self.spec, name), kind, values, copies=_copies(self.spec, name))
         for number, value in self.actions.items():
             if not 0 <= number < len(self.spec.actions):
                 raise ValueError(f"the spec has {len(self.spec.actions)} actions, found number {number}")
@@ -113,15 +117,15 @@ class GroupElement:
         permutations: dict[str, Tensor] = {}
         freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
         for group in spec.groups:
-            n = group.size
-            if permute and group.parent is None:
-                permutations[group.name] = torch.randperm(n, generator=generator)
-            elif permute:
-                rows = [torch.randperm(n, generator=generator) for _ in range(spec.sizes[group.parent or ""])]
-                permutations[group.name] = torch.stack(rows)
+            shape = _shape(spec, group)
+            if permute:
+                rows = [torch.randperm(group.size, generator=generator) for _ in range(prod(shape[:-1]))]
+                permutations[group.name] = torch.stack(rows).reshape(shape)
             for freedom in group.freedoms:
                 if freedom.kind in wanted:
-                    freedoms[group.name, freedom.kind] = draw_freedom(freedom.kind, n, generator)
+                    freedoms[group.name, freedom.kind] = draw_freedom(
+                        freedom.kind, prod(shape), generator
+                    ).reshape(shape)
         actions = {
             number: draw_value(action, spec.sizes, generator)
             for number, action in enumerate(spec.actions)
@@ -188,62 +192,31 @@ class GroupElement:
         Permutations and freedoms of groups only: an action needs to know which entry it meets.
         """
         start = tensor.ndim - len(axes) if dim is None else dim
-        for position, axis in enumerate(axes, start):
-            index = self.index(axis)
+        sets = tied_dimensions(axes, self.spec)
+        for dims in sets:
+            index = self.index(*(axes[d] for d in dims))
             if index is not None:
-                tensor = tensor.index_select(position, index.to(tensor.device))
-        for position, axis in enumerate(axes, start):
-            factor = self.factor(axis, representation)
+                tensor = select_indices(tensor, [start + d for d in dims], index)
+        for dims in sets:
+            chosen = [axes[d] for d in dims]
+            shape = [tensor.shape[i] if i - start in dims else 1 for i in range(tensor.ndim)]
+            factor = self.factor(*chosen, representation=representation)
             if factor is not None:
-                shape = [-1 if i == position else 1 for i in range(tensor.ndim)]
                 tensor = tensor * factor.to(tensor).reshape(shape)
-            shift = self.shift(axis) if representation == "parameter" else None
+            shift = self.shift(*chosen) if representation == "parameter" else None
             if shift is not None:
-                shape = [-1 if i == position else 1 for i in range(tensor.ndim)]
                 tensor = tensor + shift.to(tensor).reshape(shape)
         return tensor
 
-    def index(self, axis: Axis) -> Tensor | None:
-        """Return the ``[size]`` source index of every index of an axis, or None where nothing moves."""
-        if isinstance(axis, Fixed):
-            return None
-        if isinstance(axis, Perm):
-            return self.permutations.get(axis.group)
-        sizes = [axis_size(part, self.spec.sizes) for part in axis.axes]
-        if isinstance(axis, Concat):
-            parts = [self.index(part) for part in axis.axes]
-            if all(part is None for part in parts):
-                return None
-            starts = [sum(sizes[:i]) for i in range(len(sizes))]
-            return torch.cat(
-                [
-                    s + (torch.arange(n) if p is None else p)
-                    for s, n, p in zip(starts, sizes, parts, strict=True)
-                ]
-            )
-        return self._product_index(axis, sizes)
+    def index(self, *axes: Axis) -> Tensor | None:
+        """Return the ``[size]`` source index of every index of an axis, or None where nothing moves.
 
-    def _product_index(self, axis: Product, sizes: list[int]) -> Tensor | None:
-        grids = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
-        positions: dict[str, Tensor] = {}
-        moved = False
-        result = torch.zeros(sizes, dtype=torch.long)
-        for part, size, grid in zip(axis.axes, sizes, grids, strict=True):
-            source = grid
-            if isinstance(part, Perm):
-                positions[part.group] = grid
-                parent = self.spec.group[part.group].parent
-                permutation = self.permutations.get(part.group)
-                if permutation is not None:
-                    source = permutation[grid] if parent is None else permutation[positions[parent], grid]
-                    moved = True
-            elif (inner := self.index(part)) is not None:
-                source, moved = inner[grid], True
-            result = result * size + source
-        return result.reshape(-1) if moved else None
+        Several axes are taken row-major as one: a nested group may stand on another than its parent.
+        """
+        return source_index(axes, self.spec, self.permutations)
 
-    def factor(self, axis: Axis, representation: Representation = "parameter") -> Tensor | None:
-        """Return the ``[size]`` multipliers (float64) along an axis, or None where all are one."""
+    def factor(self, *axes: Axis, representation: Representation = "parameter") -> Tensor | None:
+        """Return the ``[size]`` multipliers (float64) along axes, or None where all are one."""
 
         def unit(perm: Perm) -> Tensor | None:
             factor = self._unit_factor(perm)
@@ -255,7 +228,8 @@ class GroupElement:
                 else factor.square().reciprocal()
             )
 
-        return spread(axis, self.spec.sizes, unit, torch.mul)
+        values = spread_values(axes, self.spec, unit, torch.mul)
+        return None if values is None else values.flatten()
 
     def _unit_factor(self, axis: Perm) -> Tensor | None:
         factor: Tensor | None = None
@@ -266,8 +240,8 @@ class GroupElement:
                 factor = step if factor is None else factor * step
         return factor
 
-    def shift(self, axis: Axis) -> Tensor | None:
-        """Return the ``[size]`` addend (float64) along an axis: kπ/ω on biases of phased units, or None."""
+    def shift(self, *axes: Axis) -> Tensor | None:
+        """Return the ``[size]`` addend (float64) along axes: kπ/ω on biases of phased units, or None."""
 
         def unit(perm: Perm) -> Tensor | None:
             freedom = self.spec.group[perm.group].freedom("phase")
@@ -276,7 +250,8 @@ class GroupElement:
                 return None
             return phase_shift(freedom, values)
 
-        return spread(axis, self.spec.sizes, unit, torch.add)
+        values = spread_values(axes, self.spec, unit, torch.add)
+        return None if values is None else values.flatten()
 
     def compose(self, other: GroupElement) -> GroupElement:
         """Return ``self ∘ other``: ``(g.compose(h)) @ x == g @ (h @ x)``.
@@ -291,8 +266,11 @@ class GroupElement:
         for group in self.spec.groups:
             name = group.name
             outer, inner = self.permutations.get(name), other.permutations.get(name)
-            if outer is not None or inner is not None:
-                permutations[name] = _compose(group, outer, inner, self._parent_permutation(group))
+            source = chain_source(self.spec, name, self.permutations)
+            if inner is not None:
+                permutations[name] = _taken(inner, source)
+            elif outer is not None:
+                permutations[name] = outer
             for freedom in group.freedoms:
                 first, second = (
                     self.freedoms.get((name, freedom.kind)),
@@ -300,8 +278,8 @@ class GroupElement:
                 )
                 if first is None and second is None:
                     continue
-                if second is not None and outer is not None:
-                    second = second[outer]
+                if second is not None:
+                    second = _taken(second, source)
                 if freedom.kind == "phase" and second is not None:
                     second = _signed(second, self._unit_factor(Perm(name, "bias")))
                 if first is None or second is None:
@@ -349,12 +327,10 @@ class GroupElement:
         freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
         for group in self.spec.groups:
             name = group.name
-            permutation = self.permutations.get(name)
-            back = None
-            if permutation is not None:
-                back = torch.argsort(permutation, dim=-1)
-                parent = self._parent_permutation(group)
-                permutations[name] = back if parent is None else back[torch.argsort(parent)]
+            source = chain_source(self.spec, name, self.permutations)
+            back = None if source is None else torch.argsort(source)
+            if back is not None and name in self.permutations:
+                permutations[name] = (back % group.size).reshape(self.permutations[name].shape)
             for freedom in group.freedoms:
                 values = self.freedoms.get((name, freedom.kind))
                 if values is None:
@@ -363,7 +339,7 @@ class GroupElement:
                     values = -_signed(values, self._unit_factor(Perm(name, "bias")))
                 elif freedom.kind in ("scale", "positive_scale"):
                     values = values.reciprocal()
-                freedoms[name, freedom.kind] = values if back is None else values[back]
+                freedoms[name, freedom.kind] = _taken(values, back)
         linear, shifts = dict[int, Tensor](), dict[int, Tensor]()
         undone = GroupElement(self.spec, permutations, freedoms)
         for number, value in self.actions.items():
@@ -376,25 +352,19 @@ class GroupElement:
                 shifts[number] = -undone._carried(number, value)
         return GroupElement(self.spec, permutations, freedoms, {**linear, **shifts})
 
-    def _parent_permutation(self, group: Group) -> Tensor | None:
-        if group.parent is None:
-            return None
-        found = self.permutations.get(group.parent)
-        return torch.arange(self.spec.sizes[group.parent]) if found is None else found
-
     def allclose(self, other: GroupElement) -> bool:
         """Return whether two elements of one spec act alike (missing parts count as the identity)."""
         if self.spec != other.spec:
             return False
         for group in self.spec.groups:
-            copies = (self.spec.sizes[group.parent], 1) if group.parent else (1,)
-            plain = torch.arange(group.size).repeat(copies).reshape(*copies[:-1], group.size)
+            shape = _shape(self.spec, group)
+            plain = torch.arange(group.size).expand(shape)
             if not torch.equal(
                 self.permutations.get(group.name, plain), other.permutations.get(group.name, plain)
             ):
                 return False
             for freedom in group.freedoms:
-                neutral = torch.full((group.size,), float(freedom.kind != "phase"), dtype=torch.float64)
+                neutral = torch.full(shape, float(freedom.kind != "phase"), dtype=torch.float64)
                 key = (group.name, freedom.kind)
                 mine, theirs = self.freedoms.get(key, neutral), other.freedoms.get(key, neutral)
                 if not torch.allclose(mine.double(), theirs.double(), rtol=1e-12):
@@ -429,8 +399,17 @@ def _known(spec: WeightSpec, name: str) -> Group:
     return spec.group[name]
 
 
+def _copies(spec: WeightSpec, name: str) -> int | None:
+    return None if spec.group[name].parent is None else spec.copies(name)
+
+
+def _shape(spec: WeightSpec, group: Group) -> tuple[int, ...]:
+    copies = _copies(spec, group.name)
+    return (group.size,) if copies is None else (copies, group.size)
+
+
 def _check_permutation(group: Group, permutation: Tensor, spec: WeightSpec) -> None:
-    shape = (group.size,) if group.parent is None else (spec.sizes[group.parent], group.size)
+    shape = _shape(spec, group)
     if tuple(permutation.shape) != shape or permutation.dtype != torch.long:
         raise ValueError(
             f"group {group.name!r}: expected indices of shape {list(shape)}, int64; "
@@ -440,14 +419,9 @@ def _check_permutation(group: Group, permutation: Tensor, spec: WeightSpec) -> N
         raise ValueError(f"group {group.name!r}: the indices are no permutation of 0…{group.size - 1}")
 
 
-def _compose(group: Group, outer: Tensor | None, inner: Tensor | None, parent: Tensor | None) -> Tensor:
-    if inner is None:
-        assert outer is not None
-        return outer
-    if parent is None:
-        return inner if outer is None else inner[outer]
-    columns = torch.arange(group.size).expand_as(inner) if outer is None else outer
-    return inner[parent[:, None], columns]
+def _taken(values: Tensor, source: Tensor | None) -> Tensor:
+    """Return values per unit, ``[n]`` or ``[copies, n]``, where their units come from."""
+    return values if source is None else values.flatten()[source].reshape(values.shape)
 
 
 def _signed(values: Tensor, factor: Tensor | None) -> Tensor:

@@ -354,5 +354,6 @@ def _check_nesting(name: str, axes: tuple[Axis, ...], groups: Mapping[str, Group
                 count = sum(isinstance(other, Perm) and other.group == parent for other in block)
                 raise ValueError(
                     f"entry {name!r}: {atom} is nested under {parent!r}, which must stand left of it in a "
-                    f"product, or once beside it; found {' '.join(map(str, axes))}, where it stands {count} times"
+                    f"product, or once beside it; found {' '.join(map(str, axes))}, where it stands "
+                    f"{count} times"
                 )
