@@ -163,8 +163,9 @@ def draw_value(action: Action, sizes: Mapping[str, int], generator: torch.Genera
 
 def _haar(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     q, r = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))
-    diagonal = r.diagonal(dim1=-2, dim2=-1)
-    return q * torch.where(diagonal < 0, -1.0, 1.0)[..., None, :].to(q)
+    signs: Tensor = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    uniform: Tensor = q * signs[..., None, :].to(q)
+    return uniform
 
 
 def check_value(action: Action, value: Tensor, sizes: Mapping[str, int]) -> None:

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from metanet.axis import Axis, Fixed, Perm, axis_size, product
+from metanet.axis import Fixed, Perm
 from metanet.blocks import Block, blocks_of, join, split
 from metanet.group import GroupElement, Representation
 from metanet.spec import WeightSpec
@@ -57,12 +57,10 @@ def feature_layout(spec: WeightSpec) -> tuple[BlockLayout, ...]:
 
 
 def _layout(block: Block, spec: WeightSpec) -> BlockLayout:
-    parents = []
-    for position, group in enumerate(block.groups):
-        parent = spec.group[group].parent
-        left = [i for i in range(position) if block.groups[i] == parent]
-        parents.append(left[-1] if left else -1)
-    return BlockLayout(block.key, block.groups, tuple(parents), prod(block.fixed))
+    parents = block.parents(spec)
+    units = [i for i, atom in enumerate(block.atoms) if isinstance(atom, Perm)]
+    nested = tuple(units.index(parents[i]) if parents[i] >= 0 else -1 for i in units)
+    return BlockLayout(block.key, block.groups, nested, prod(block.fixed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +222,14 @@ class WeightFeatures:
         goes along where the element's spec knows it: a mask of integers is permuted with its units.
 
         Raises:
-            ValueError: an element with signs, phases or scales meets hidden features.
+            ValueError: an element with signs, phases or scales meets hidden features, or it has actions.
         """
+        if element.actions:
+            kinds = ", ".join(sorted({element.spec.actions[number].kind for number in element.actions}))
+            raise ValueError(
+                f"features transform by permutations and freedoms of groups; this element also has {kinds}. "
+                "Draw it with fewer kinds=…, or act on the state dict before making features of it"
+            )
         if self.folded and element.freedoms:
             kinds = ", ".join(sorted({kind for _, kind in element.freedoms}))
             raise ValueError(
@@ -334,23 +338,5 @@ def _unfold(tensor: Tensor, block: Block) -> Tensor:
 def _act(
     tensor: Tensor, layout: BlockLayout, block: Block, element: GroupElement, features: WeightFeatures
 ) -> Tensor:
-    shape = tensor.shape
-    axes: list[Axis] = []
-    sizes = element.spec.sizes
-    for position, atom in enumerate(a for a in block.atoms if isinstance(a, Perm)):
-        parent = layout.parents[position]
-        first = position if parent < 0 else next(i for i, s in enumerate(_starts(axes)) if parent < s) - 1
-        if parent < 0:
-            axes.append(atom)
-        else:
-            axes[first:] = [product(*axes[first:], atom)]
-    flat = tensor.reshape(shape[0], *(axis_size(axis, sizes) for axis in axes), shape[-1])
-    return element.act_tensor(flat, tuple(axes), dim=1, representation=features.representation).reshape(shape)
-
-
-def _starts(axes: Sequence[Axis]) -> list[int]:
-    """Return the position after every axis, counted in atoms, with 0 in front."""
-    ends = [0]
-    for axis in axes:
-        ends.append(ends[-1] + (1 if isinstance(axis, Perm) else len(axis.axes)))  # type: ignore[union-attr]
-    return ends
+    units = [atom for atom in block.atoms if isinstance(atom, Perm)]
+    return element.act_block(tensor, units, layout.parents, start=1, representation=features.representation)

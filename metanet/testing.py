@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from metanet.axis import Axis, Fixed, Perm, concat, product
 from metanet.group import GroupElement
-from metanet.spec import FREEDOM_KINDS, Freedom, FreedomKind, Group, WeightSpec
+from metanet.spec import KINDS, Freedom, Group, Kind, WeightSpec
 
 TOLERANCE = 1e-9
 
@@ -131,7 +131,7 @@ def assert_function_preserved(
     model: nn.Module,
     *args: Any,
     draws: int = 3,
-    kinds: Iterable[FreedomKind] | Literal["all"] = "all",
+    kinds: Iterable[Kind] | Literal["all"] = "all",
     seed: int = 0,
     tolerance: float = TOLERANCE,
     **kwargs: Any,
@@ -156,7 +156,7 @@ def assert_group_laws(
     """Law 2: raise unless elements compose and invert as a group does, and the notation is read back."""
     __tracebackhide__ = True
     generator = torch.Generator().manual_seed(seed)
-    for kinds in ((), FREEDOM_KINDS):
+    for kinds in ((), KINDS):
         g = GroupElement.random(spec, generator, kinds=kinds)
         h = GroupElement.random(spec, generator, kinds=kinds)
         assert_close((g @ h) @ weights, g @ (h @ weights), tolerance=tolerance, what="composition")
@@ -174,7 +174,7 @@ def assert_equivariant(
     features: Any,
     *,
     draws: int = 3,
-    kinds: Iterable[FreedomKind] = (),
+    kinds: Iterable[Kind] = (),
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> None:
@@ -202,7 +202,7 @@ def assert_invariant(
     features: Any,
     *,
     draws: int = 3,
-    kinds: Iterable[FreedomKind] = (),
+    kinds: Iterable[Kind] = (),
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> None:

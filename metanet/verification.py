@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from metanet.acting import act_terms, draw_value
+from metanet.action import Action
 from metanet.axis import Perm, atoms
 from metanet.group import GroupElement
-from metanet.spec import FREEDOM_KINDS, FreedomKind, Group, WeightSpec
+from metanet.spec import KINDS, Group, Kind, WeightSpec
 from metanet.tracing import evaluation_mode
 
 TOLERANCE = 1e-9
@@ -35,9 +37,9 @@ class Verification:
 
     Args:
         errors: for permutations, every kind of freedom, and all together: the worst relative error.
-        controls: for every group: how much the outputs change when it is permuted with one tensor left out; a
-            group that occurs in one tensor alone has no control.
-        dead: groups that no such control could tell from the identity.
+        controls: how much the outputs change when a group is permuted with one tensor left out, or an action
+            acts with one term left out; what occurs in one place alone has no control.
+        dead: groups and actions that no such control could tell from the identity.
         unused: entries that no output depends on.
         draws: elements drawn for each kind.
     """
@@ -66,10 +68,10 @@ class Verification:
             weakest = min(self.controls, key=lambda name: self.controls[name])
             lines.append(
                 f"negative controls: leaving one tensor out changes the outputs by "
-                f"{self.controls[weakest]:.2g} or more ({len(self.controls)} groups; least for {weakest})"
+                f"{self.controls[weakest]:.2g} or more ({len(self.controls)} controls; least for {weakest})"
             )
         if self.dead:
-            lines.append(f"groups that the outputs do not tell apart: {', '.join(self.dead)}")
+            lines.append(f"what the outputs do not tell apart: {', '.join(self.dead)}")
         if self.unused:
             more = f" and {len(self.unused) - 5} more" if len(self.unused) > 5 else ""
             lines.append(f"entries that no output depends on: {', '.join(self.unused[:5])}{more}")
@@ -82,7 +84,7 @@ def verify(
     *args: Any,
     draws: int = 3,
     seed: int = 0,
-    kinds: Iterable[FreedomKind] | Literal["all"] = "all",
+    kinds: Iterable[Kind] | Literal["all"] = "all",
     **kwargs: Any,
 ) -> Verification:
     """Prove a spec numerically: compare the outputs of a model before and after random elements.
@@ -97,7 +99,7 @@ def verify(
         *args: example inputs.
         draws: number of elements of each kind.
         seed: of values, inputs and elements.
-        kinds: freedoms beside permutation to draw.
+        kinds: freedoms and actions to draw beside permutations.
         **kwargs: further example inputs.
 
     Returns:
@@ -110,19 +112,21 @@ def verify(
     spec.check({name: tuple(tensor.shape) for name, tensor in state.items()})
     if draws < 1:
         raise ValueError(f"a proof takes at least one draw, found draws={draws}")
-    wanted = [kind for kind in FREEDOM_KINDS if kinds == "all" or kind in set(kinds)]
-    if kinds != "all" and (unknown := set(kinds) - set(FREEDOM_KINDS)):
-        raise ValueError(f"unknown freedoms {sorted(unknown)}; the known ones are {', '.join(FREEDOM_KINDS)}")
+    chosen = set(KINDS if kinds == "all" else kinds)
+    if unknown := chosen - set(KINDS):
+        raise ValueError(f"unknown freedoms {sorted(unknown)}; the known ones are {', '.join(KINDS)}")
     generator = torch.Generator().manual_seed(seed)
     network = _Network(model, spec, generator, args, kwargs)
     errors: dict[str, float] = {}
 
-    def draw(label: str, kinds: Sequence[FreedomKind], *, permute: bool) -> None:
+    def draw(label: str, kinds: Sequence[Kind], *, permute: bool) -> None:
         for _ in range(draws):
             element = GroupElement.random(spec, generator, kinds=kinds, permute=permute)
             errors[label] = max(errors.get(label, 0.0), network.error(element @ network.values))
 
-    present = [kind for kind in wanted if any(group.freedom(kind) for group in spec.groups)]
+    has: set[Kind] = {freedom.kind for group in spec.groups for freedom in group.freedoms}
+    has |= {action.kind for action in spec.actions}
+    present = [kind for kind in KINDS if kind in chosen & has]
     draw(MOVED, [], permute=True)
     for kind in present:
         draw(kind, [kind], permute=False)
@@ -135,11 +139,12 @@ def verify(
 def _controls(spec: WeightSpec, network: _Network) -> tuple[dict[str, float], tuple[str, ...]]:
     """Permute one group at a time with one tensor left out, the largest first, until the outputs change.
 
-    A group whose units happen to be off on these values (ReLU) gets new ones.
+    Actions likewise, with a term left out. What happens to be off on these values (ReLU) gets new ones.
     """
     first = {name: tie[0] for tie in spec.ties for name in tie}
     controls: dict[str, float] = {}
     left = list(spec.groups)
+    acting = {f"{action} of {action.terms[0].entry}": action for action in spec.actions}
     for _ in range(ATTEMPTS):
         for group in left:
             carriers = {
@@ -150,11 +155,39 @@ def _controls(spec: WeightSpec, network: _Network) -> tuple[dict[str, float], tu
             if len(carriers) > 1:
                 largest_first = sorted(carriers, key=lambda name: (-network.values[name].numel(), name))
                 controls[group.name] = _control(spec, network, group, largest_first, first)
+        for label, action in acting.items():
+            places = dict.fromkeys((first.get(t.entry, t.entry), t.leaves) for t in action.terms)
+            if len(places) > 1:
+                controls[label] = _action_control(spec, network, action, list(places), first)
         left = [group for group in left if controls.get(group.name, inf) <= CHANGED]
-        if not left:
+        acting = {label: a for label, a in acting.items() if controls.get(label, inf) <= CHANGED}
+        if not left and not acting:
             break
         network.redraw()
-    return controls, tuple(group.name for group in left)
+    return controls, (*(group.name for group in left), *acting)
+
+
+def _action_control(
+    spec: WeightSpec,
+    network: _Network,
+    action: Action,
+    places: Sequence[tuple[str, tuple[int, ...]]],
+    first: Mapping[str, str],
+) -> float:
+    """Return the change of the outputs when an action acts everywhere but in one of its places."""
+    value = draw_value(action, spec.sizes, network.generator)
+    change = 0.0
+    for place in places:
+        state = dict(network.values)
+        for term in action.terms:
+            if (first.get(term.entry, term.entry), term.leaves) != place:
+                state[term.entry] = act_terms(
+                    state[term.entry], spec.axes[term.entry], spec.sizes, [(action, term, value)]
+                )
+        change = max(change, network.error(state))
+        if change > CHANGED:
+            break
+    return change
 
 
 def _control(

@@ -101,7 +101,7 @@ def test_a_verification_says_what_it_found() -> None:
     assert min(verification.controls.values()) > 1e-2
     text = str(verification)
     assert "the function is kept" in text
-    assert "2 groups" in text
+    assert "2 controls" in text
     assert "1.num_batches_tracked" in text
     assert Verification({}, {}, (), (), 0).max_error == 0.0
 
@@ -179,7 +179,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an unknown kind": (
         lambda: verify(
-            spec_of(nn.Linear(3, 2), image(2, 3)), nn.Linear(3, 2), image(2, 3), kinds=["rotation"]  # type: ignore[list-item]
+            spec_of(nn.Linear(3, 2), image(2, 3)), nn.Linear(3, 2), image(2, 3), kinds=["turn"]  # type: ignore[list-item]
         ),
         "unknown freedoms",
     ),
