@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Action": "metanet.action",
     "Axis": "metanet.axis",
     "Block": "metanet.blocks",
     "Concat": "metanet.axis",
@@ -16,6 +17,7 @@ _EXPORTS = {
     "Operation": "metanet.skeleton",
     "Perm": "metanet.axis",
     "Product": "metanet.axis",
+    "Term": "metanet.action",
     "Verification": "metanet.verification",
     "WeightFeatures": "metanet.features",
     "WeightSpec": "metanet.spec",
@@ -33,6 +35,8 @@ __all__ = [*_EXPORTS, *_SUBMODULES]
 if TYPE_CHECKING:
     from metanet import nn as nn
     from metanet import testing as testing
+    from metanet.action import Action as Action
+    from metanet.action import Term as Term
     from metanet.axis import Axis as Axis
     from metanet.axis import Concat as Concat
     from metanet.axis import Fixed as Fixed
