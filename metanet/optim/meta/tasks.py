@@ -1,0 +1,101 @@
+"""Inner tasks: many small networks of one shape trained at once, each with an optimizer of its own.
+
+All particles stand on the first dimension: a layer of N networks is one batched product, and no Python runs
+per particle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "tanh": torch.tanh,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A data set of a classification task, held on one device.
+
+    Args:
+        inputs: ``[examples, features]``.
+        labels: ``[examples]``, int64.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[N, B, features]`` inputs and ``[N, B]`` labels for ``[N, B]`` indices."""
+        return self.inputs[indices], self.labels[indices]
+
+
+@dataclass(frozen=True)
+class MLPTask:
+    """Classification by an MLP with PyTorch's own initialisation.
+
+    Args:
+        data: what is learned.
+        widths: features, hidden widths, classes.
+        activation: one of `ACTIVATIONS`.
+        batch_size: examples per step.
+        scale: the network's weights are stored divided by this and multiplied back when they are used: a
+            reparametrisation that changes no function and every gradient (augmentation of Celo2).
+
+    References:
+        Moudgil et al. 2026, Celo2, https://arxiv.org/abs/2602.19142 (global reparametrisation).
+    """
+
+    data: Classification
+    widths: tuple[int, ...]
+    activation: str = "relu"
+    batch_size: int = 128
+    scale: float = 1.0
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the parameters, in order: weight and bias of every layer."""
+        layers = len(self.widths) - 1
+        return tuple(
+            role for i in range(layers) for role in ("output" if i == layers - 1 else "hidden", "vector")
+        )
+
+    def initialize(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        """Draw ``count`` networks: weights ``[count, out, in]`` and biases ``[count, out]``."""
+        device = self.data.inputs.device
+        parameters = []
+        for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False):
+            for shape in ((count, fan_out, fan_in), (count, fan_out)):
+                uniform = torch.rand(shape, generator=generator, device=generator.device).to(device)
+                parameters.append((uniform * 2 - 1) / sqrt(fan_in) / self.scale)
+        return parameters
+
+    def losses(self, parameters: Sequence[Tensor], indices: Tensor) -> Tensor:
+        """Return the ``[N]`` mean cross-entropies of N networks on the examples ``[N, B]``."""
+        hidden, labels = self.data.batch(indices)
+        activation = ACTIVATIONS[self.activation]
+        layers = len(self.widths) - 1
+        for i in range(layers):
+            weight, bias = parameters[2 * i] * self.scale, parameters[2 * i + 1] * self.scale
+            hidden = torch.baddbmm(bias[:, None], hidden, weight.mT)
+            if i < layers - 1:
+                hidden = activation(hidden)
+        losses = functional.cross_entropy(hidden.flatten(0, 1), labels.flatten(), reduction="none")
+        return losses.view(indices.shape).mean(1)
+
+    def gradients(self, parameters: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return ``[N]`` losses and the gradients of all networks."""
+        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        with torch.enable_grad():
+            losses = self.losses(leaves, indices)
+            found = torch.autograd.grad(losses.sum(), leaves)
+        return losses.detach(), list(found)

@@ -1,0 +1,206 @@
+"""The meta-training loop: groups of particles, stretches of their trainings, and a gradient from each.
+
+A *group* is a number of antithetic pairs that train networks of one shape over one horizon. Every meta-step
+runs one stretch of every group; a group whose horizon ends draws a new task and begins anew. Everything that
+decides what comes next is in `MetaTrainer.state_dict`, so a run continues bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import exp, log
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metanet.optim.meta.evolution import PersistentES
+from metanet.optim.meta.tasks import MLPTask
+from metanet.optim.rule import UpdateRule
+
+TaskDraw = Callable[[torch.Generator], MLPTask]
+"""Draws a task of a distribution."""
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """Settings of a meta-training.
+
+    Args:
+        groups: groups of particles.
+        pairs: antithetic pairs per group.
+        stretch: inner steps per meta-step.
+        horizons: bounds of the log-uniform number of inner steps of a training.
+        sigma: standard deviation of perturbations, in units of the meta-parameters' scales.
+        late: exponent k of the weight (k + 1) (t/T)ᵏ of the loss at inner step t.
+        ceiling: losses are clipped here, and non-finite ones set to it.
+        persistent: persistent evolution strategies; False for truncated ones.
+    """
+
+    groups: int = 4
+    pairs: int = 12
+    stretch: int = 50
+    horizons: tuple[int, int] = (200, 2000)
+    sigma: float = 0.1
+    late: float = 3.0
+    ceiling: float = 3.0
+    persistent: bool = True
+
+
+@dataclass
+class Group:
+    """One group of particles in training."""
+
+    task: MLPTask
+    horizon: int
+    step: int
+    parameters: list[Tensor]
+    states: list[dict[str, Tensor]]
+    estimator: PersistentES = field(repr=False)
+
+
+class MetaTrainer:
+    """Estimates meta-gradients of a rule over a distribution of tasks.
+
+    Args:
+        rule: what is meta-trained.
+        draw: the distribution of inner tasks.
+        settings: see `MetaSettings`.
+        seed: of everything.
+    """
+
+    def __init__(self, rule: UpdateRule, draw: TaskDraw, settings: MetaSettings, seed: int = 0) -> None:
+        self.rule = rule
+        self.draw = draw
+        self.settings = settings
+        self.generator = torch.Generator().manual_seed(seed)
+        self.inner_steps = 0
+        self.groups = [self._new_group(first=True) for _ in range(settings.groups)]
+
+    def gradient(self, theta: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Run one stretch of every group from ``[size]`` meta-parameters.
+
+        Returns:
+            The ``[size]`` estimate of the gradient of the weighted training loss, and figures of the stretch.
+        """
+        total = torch.zeros_like(theta)
+        losses, ended = [], []
+        for group in self.groups:
+            perturbed = group.estimator.perturb(theta)
+            weighted, last = self._stretch(group, self.rule.unpack(perturbed))
+            total += group.estimator.gradient(weighted)
+            losses.append(float(weighted.mean()))
+            if group.step >= group.horizon:
+                ended.append(float(last.mean()))
+                self._begin(group)
+        figures = {"loss": sum(losses) / len(losses)}
+        if ended:
+            figures["final"] = sum(ended) / len(ended)
+        return total / len(self.groups), figures
+
+    def _stretch(self, group: Group, metas: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Train all particles of a group on; return ``[2 pairs]`` weighted and last losses."""
+        settings, task = self.settings, group.task
+        particles = 2 * settings.pairs
+        weighted = torch.zeros(particles)
+        last = torch.zeros(particles)
+        for _ in range(min(settings.stretch, group.horizon - group.step)):
+            indices = torch.randint(
+                len(task.data.labels), (settings.pairs, task.batch_size), generator=self.generator
+            )
+            last, gradients = task.gradients(group.parameters, torch.cat([indices, indices]))
+            last = last.nan_to_num(settings.ceiling).clamp(max=settings.ceiling)
+            share = ((group.step + 1) / group.horizon) ** settings.late * (settings.late + 1)
+            weighted += last * share / group.horizon
+            apply(self.rule, metas, task.roles, group, gradients)
+            group.step += 1
+            self.inner_steps += particles
+        return weighted, last
+
+    def _new_group(self, *, first: bool = False) -> Group:
+        estimator = PersistentES(
+            self.rule.size,
+            self.settings.pairs,
+            self.settings.sigma,
+            self.generator,
+            persistent=self.settings.persistent,
+        )
+        group = Group(self.draw(self.generator), 1, 0, [], [], estimator)
+        self._begin(group)
+        if first:  # stagger the groups: a shorter first training
+            part = float(torch.rand((), generator=self.generator))
+            group.horizon = max(int(group.horizon * max(part, 0.1)), 1)
+        return group
+
+    def _begin(self, group: Group) -> None:
+        low, high = self.settings.horizons
+        group.task = self.draw(self.generator)
+        share = float(torch.rand((), generator=self.generator))
+        group.horizon = round(exp(log(low) + share * (log(high) - log(low))))
+        group.step = 0
+        half = group.task.initialize(self.settings.pairs, self.generator)
+        group.parameters = [torch.cat([p, p]) for p in half]
+        group.states = [self.rule.state(p.shape, p) for p in group.parameters]
+        group.estimator.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides what comes next."""
+        return {
+            "generator": self.generator.get_state(),
+            "inner_steps": self.inner_steps,
+            "groups": [
+                {
+                    "task": {
+                        "widths": group.task.widths,
+                        "activation": group.task.activation,
+                        "batch_size": group.task.batch_size,
+                        "scale": group.task.scale,
+                    },
+                    "horizon": group.horizon,
+                    "step": group.step,
+                    "parameters": group.parameters,
+                    "states": group.states,
+                    "estimator": group.estimator.state_dict(),
+                }
+                for group in self.groups
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        if len(state["groups"]) != len(self.groups):
+            raise ValueError(
+                f"the saved run has {len(state['groups'])} groups, the settings say {len(self.groups)}: "
+                "continue with the settings it was begun with"
+            )
+        self.generator.set_state(state["generator"])
+        self.inner_steps = int(state["inner_steps"])
+        for group, saved in zip(self.groups, state["groups"], strict=True):
+            described = saved["task"]
+            group.task = MLPTask(
+                group.task.data,
+                tuple(described["widths"]),
+                described["activation"],
+                described["batch_size"],
+                described["scale"],
+            )
+            group.horizon, group.step = int(saved["horizon"]), int(saved["step"])
+            group.parameters, group.states = saved["parameters"], saved["states"]
+            group.estimator.load_state_dict(saved["estimator"])
+
+
+@torch.no_grad()
+def apply(
+    rule: UpdateRule,
+    metas: Mapping[str, Tensor],
+    roles: tuple[str, ...],
+    group: Group,
+    gradients: list[Tensor],
+) -> None:
+    """Take one step of a rule on every particle of a group, in place."""
+    progress = min((group.step + 0.5) / group.horizon, 1.0)
+    for role, values, gradient, state in zip(roles, group.parameters, gradients, group.states, strict=True):
+        moved = rule.direction(metas, role, values, gradient, state, group.step + 1, progress)
+        eta = rule.rate(metas, role, group.step, group.horizon)
+        values.sub_(moved * eta.reshape(-1, *(1,) * (values.ndim - 1)))

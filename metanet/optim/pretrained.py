@@ -1,0 +1,91 @@
+"""Meta-weights: what a rule learned, with the hash that a resumed training checks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metanet.optim.rule import UpdateRule
+from metanet.optim.structured import StructuredRule
+
+RULES: dict[str, type[UpdateRule]] = {StructuredRule.name: StructuredRule}
+"""Update rules by the name that a file of meta-weights gives."""
+SHIPPED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, eq=False)
+class MetaWeights:
+    """A rule and what it learned.
+
+    Args:
+        name: what a user calls them.
+        rule: the update rule.
+        metas: meta-parameters, ``[1, n]`` float32 each.
+        card: how they were made: tasks, steps, seeds, measured quality.
+    """
+
+    name: str
+    rule: UpdateRule
+    metas: dict[str, Tensor]
+    card: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the rule's name and all values."""
+        digest = hashlib.sha256(self.rule.name.encode())
+        for name, tensor in sorted(self.metas.items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the meta-parameters on a device."""
+        return self.metas if device.type == "cpu" else {k: t.to(device) for k, t in self.metas.items()}
+
+    @classmethod
+    def initial(cls, rule: UpdateRule) -> MetaWeights:
+        """Return a rule as it is before any meta-training."""
+        return cls(f"{rule.name} (initial)", rule, rule.initial())
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file; rule and card stand in its metadata."""
+        metadata = {"rule": self.rule.name, "card": json.dumps(self.card)}
+        save_file({k: t.contiguous() for k, t in self.metas.items()}, str(path), metadata=metadata)
+
+
+def shipped() -> list[str]:
+    """Return the names of the meta-weights that ship with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def load_meta_weights(name: str) -> MetaWeights:
+    """Return meta-weights by the name of shipped ones or by path.
+
+    Raises:
+        ValueError: no such weights, or a file of something else.
+    """
+    path = SHIPPED / f"{name}.safetensors" if name in shipped() else Path(name)
+    if not path.is_file():
+        known = ", ".join(shipped()) or "none"
+        raise ValueError(f"no meta-weights {name!r}: neither a file nor one of the shipped ones ({known})")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        metas = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    if metadata.get("rule") not in RULES:
+        raise ValueError(
+            f"{path} holds no meta-weights of a known rule: its metadata says {metadata.get('rule')!r}, "
+            f"known are {', '.join(RULES)}"
+        )
+    rule = RULES[metadata["rule"]]()
+    wanted = {key: (1, len(meta.initial)) for key, meta in rule.metas.items()}
+    found = {key: tuple(tensor.shape) for key, tensor in metas.items()}
+    if wanted != found:
+        raise ValueError(f"{path}: the rule {rule.name!r} needs {wanted}, found {found}")
+    return MetaWeights(name, rule, metas, json.loads(metadata.get("card", "{}")))

@@ -1,0 +1,89 @@
+"""The contract of update rules: what a learned optimizer is made of, in use and in meta-training alike.
+
+A rule works on *buckets*: K tensors of one shape and role, stacked on the first dimension. In deployment the
+bucket holds tensors of one network that share the meta-parameters; in meta-training it holds one tensor of
+every particle, each with meta-parameters of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROLES = ("hidden", "output", "embedding", "vector")
+"""How a tensor is treated: a matrix between units, the last matrix, an embedding, or one dimension."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """A meta-learned tensor: its initial values, and the size of a sensible change of each."""
+
+    initial: tuple[float, ...]
+    scale: float
+
+
+Metas = Mapping[str, Tensor]
+"""Meta-parameters by name, each ``[P, n]``: P is K (every tensor of a bucket has its own) or 1."""
+
+
+class UpdateRule(ABC):
+    """A learned update rule.
+
+    ``metas`` lists the meta-learned tensors in the order in which they stand in a flat vector.
+    """
+
+    name: str
+    metas: Mapping[str, Meta]
+
+    @property
+    def size(self) -> int:
+        """Number of meta-parameters."""
+        return sum(len(meta.initial) for meta in self.metas.values())
+
+    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return meta-parameters for ``[P, size]`` changes in units of their scales; 0 is the start."""
+        found, start = {}, 0
+        for name, meta in self.metas.items():
+            change = flat[:, start : start + len(meta.initial)] * meta.scale
+            found[name] = change + change.new_tensor(meta.initial)
+            start += len(meta.initial)
+        return found
+
+    def initial(self) -> dict[str, Tensor]:
+        """Return the initial meta-parameters, ``[1, n]`` each."""
+        return self.unpack(torch.zeros(1, self.size))
+
+    @abstractmethod
+    def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
+        """Return zero state ``[slots, *shape]`` for a bucket ``[K, rows, columns]`` or ``[K, n]``."""
+
+    @abstractmethod
+    def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
+        """Return the ``[P]`` step sizes at a step in 0 … horizon - 1: the rule's own schedule."""
+
+    @abstractmethod
+    def direction(
+        self,
+        metas: Metas,
+        role: str,
+        values: Tensor,
+        gradients: Tensor,
+        state: Mapping[str, Tensor],
+        count: int,
+        progress: float,
+    ) -> Tensor:
+        """Return what a step of rate one subtracts, and take the gradients into the state.
+
+        Args:
+            metas: meta-parameters.
+            role: of the tensors, one of `ROLES`.
+            values: ``[K, rows, columns]`` or ``[K, n]``.
+            gradients: the same shape.
+            state: of the bucket; updated in place.
+            count: gradients that the state will have seen, this one included.
+            progress: τ in [0, 1], how much of the training is over.
+        """

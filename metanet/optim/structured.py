@@ -1,0 +1,118 @@
+r"""A structured update rule: a few dozen meta-learned numbers around an orthogonalised and an Adam direction.
+
+With momenta m_i (decays β_i, bias-corrected), second moment v and progress τ = t/T, a matrix moves by
+
+    u = Σ_i (a_i + b_i τ) m_i                            mixture of the gradient (m_0) and its momenta
+    O = √max(1, rows/columns) orthogonalize(u), row r divided by rms(O_r)^ρ
+    A = Σ_i (c_i + d_i τ) m_i / (√v + ε)
+    W <- W - η(τ) r_role (o O + s A + λ W)
+
+and vectors and embeddings by the Adam part alone (o = 0, s = 1). The step size is a schedule of its own, so
+that there is no rate to tune:
+
+    η(τ) = (cos²(πτ/2))^κ exp(Σ_j k_j φ_j(t, τ))
+
+At its initial values the rule is Muon with a cosine schedule, and Adam on vectors. A step commutes with
+permutations of the rows and columns of every tensor.
+
+References:
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Kristiansen et al. 2024, Narrowing the
+    focus: learned optimizers for pretrained models (learned combinations of base directions),
+    https://arxiv.org/abs/2408.09310. Li et al. 2025, NorMuon, https://arxiv.org/abs/2510.05491 (rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import cos, exp, log, pi
+
+from torch import Tensor
+
+from metanet.optim.newton_schulz import orthogonalize
+from metanet.optim.rule import ROLES, Meta, Metas, UpdateRule
+
+BETAS = (0.8, 0.95, 0.99)
+SECOND_BETA = 0.99
+EPS = 1e-8
+
+
+METAS: Mapping[str, Meta] = {
+    "log_rate": Meta((log(0.016), log(0.016), log(0.016), log(0.008)), 0.3),
+    "log_orthogonal": Meta((0.0, 0.0), 0.3),
+    "adam": Meta((0.0, 0.0), 0.1),
+    "momentum": Meta((0.05, 0.0, 0.95, 0.0), 0.2),
+    "momentum_drift": Meta((0.0, 0.0, 0.0, 0.0), 0.2),
+    "adam_momentum": Meta((0.0, 0.0, 1.0, 0.0), 0.2),
+    "adam_momentum_drift": Meta((0.0, 0.0, 0.0, 0.0), 0.2),
+    "row_power": Meta((0.0,), 0.2),
+    "log_cosine_power": Meta((0.0,), 0.2),
+    "schedule": Meta((0.0, 0.0, 0.0, 0.0), 0.3),
+    "decay": Meta((0.0,), 0.05),
+}
+"""Meta-learned tensors by name, in the order in which they stand in a flat vector."""
+
+
+class StructuredRule(UpdateRule):
+    """See the module's docstring."""
+
+    name = "structured"
+    metas = METAS
+
+    def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
+        """Return momenta ``[3, *shape]`` and the second moment ``[1, *shape]``."""
+        return {
+            "momenta": like.new_zeros((len(BETAS), *shape)),
+            "second": like.new_zeros((1, *shape)),
+        }
+
+    def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
+        """Return η(τ) r."""
+        tau = min((step + 0.5) / horizon, 1 - 0.5 / horizon)
+        basis = metas["schedule"].new_tensor([tau - 0.5, (tau - 0.5) ** 2, exp(-step / 10), exp(-step / 100)])
+        power = metas["log_cosine_power"][:, 0].exp()
+        schedule = power * log(0.5 + 0.5 * cos(pi * tau)) + metas["schedule"] @ basis
+        result: Tensor = (schedule + metas["log_rate"][:, ROLES.index(role)]).exp()
+        return result
+
+    def direction(
+        self,
+        metas: Metas,
+        role: str,
+        values: Tensor,
+        gradients: Tensor,
+        state: Mapping[str, Tensor],
+        count: int,
+        progress: float,
+    ) -> Tensor:
+        """Return o O + s A + λ W for matrices between units, A for vectors and embeddings."""
+        momenta, second = state["momenta"], state["second"][0]
+        for beta, momentum in zip(BETAS, momenta, strict=True):
+            momentum.lerp_(gradients, 1 - beta)
+        second.mul_(SECOND_BETA).addcmul_(gradients, gradients, value=1 - SECOND_BETA)
+        corrections = [1.0, *(1 - beta**count for beta in BETAS)]
+        carried = [gradients, *momenta]
+        extra = (1,) * (values.ndim - 1)
+
+        def column(name: str, at: int) -> Tensor:
+            return metas[name][:, at].reshape(-1, *extra)
+
+        def mixture(name: str) -> Tensor:
+            weights = metas[name] + metas[name + "_drift"] * (progress - 0.5)
+            weights = weights / weights.new_tensor(corrections)
+            total: Tensor = carried[0] * weights[:, 0].reshape(-1, *extra)
+            for i, term in enumerate(carried[1:], 1):
+                total.addcmul_(term, weights[:, i].reshape(-1, *extra))
+            return total
+
+        root = (second / (1 - SECOND_BETA**count)).sqrt_().add_(EPS)
+        moved: Tensor = mixture("adam_momentum").div_(root)
+        if values.ndim < 3 or role == "embedding":
+            return moved
+        place = ROLES.index(role)
+        rows, columns = values.shape[1:]
+        turned = orthogonalize(mixture("momentum"))
+        squares = turned.square().mean(-1, keepdim=True).add_(1e-12)
+        turned = turned * (squares.mean(-2, keepdim=True) / squares).pow(0.5 * column("row_power", 0))
+        size = column("log_orthogonal", place).exp() * max(1.0, rows / columns) ** 0.5
+        moved = moved * column("adam", place) + turned * size + values * column("decay", 0)
+        return moved
