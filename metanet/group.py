@@ -12,7 +12,7 @@ and then what it drew for the spec's actions: first all that multiplies, then th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
@@ -31,12 +31,20 @@ from metanet.acting import (
     permute_value,
 )
 from metanet.action import Term
-from metanet.axis import Axis, Perm, Product
+from metanet.axis import Atom, Axis, Perm, Product
 from metanet.closure import induced
 from metanet.freedom import check_freedom, draw_freedom, phase_shift, unit_factor
 from metanet.leaf import leaves_of
 from metanet.spec import KINDS, FreedomKind, Group, Kind, WeightSpec
-from metanet.wreath import chain_source, select_indices, source_index, spread_values, tied_dimensions
+from metanet.wreath import (
+    chain_source,
+    combine_units,
+    permute_block,
+    select_indices,
+    source_index,
+    spread_values,
+    tied_dimensions,
+)
 
 __all__ = ["Carrier", "GroupElement", "Representation"]
 
@@ -208,6 +216,35 @@ class GroupElement:
                 tensor = tensor + shift.to(tensor).reshape(shape)
         return tensor
 
+    def act_block(
+        self,
+        tensor: Tensor,
+        atoms: Sequence[Atom],
+        parents: Sequence[int],
+        *,
+        start: int,
+        representation: Representation = "parameter",
+    ) -> Tensor:
+        """Act on one block, as `act_tensor` does on an entry.
+
+        Args:
+            tensor: ``[*leading, *block shape, *trailing]``.
+            atoms: of the block.
+            parents: for every atom the position of the one that it is nested under, or -1.
+            start: number of leading dimensions.
+            representation: what the tensor is.
+        """
+        tensor = permute_block(tensor, atoms, parents, self.permutations, start=start)
+        shape = tensor.shape[start : start + len(atoms)]
+        trailing = (1,) * (tensor.ndim - start - len(atoms))
+        factor = combine_units(atoms, parents, shape, self._factors(representation), torch.mul)
+        if factor is not None:
+            tensor = tensor * factor.to(tensor).reshape(*factor.shape, *trailing)
+        shift = combine_units(atoms, parents, shape, self._shifts, torch.add)
+        if shift is not None and representation == "parameter":
+            tensor = tensor + shift.to(tensor).reshape(*shift.shape, *trailing)
+        return tensor
+
     def index(self, *axes: Axis) -> Tensor | None:
         """Return the ``[size]`` source index of every index of an axis, or None where nothing moves.
 
@@ -217,19 +254,18 @@ class GroupElement:
 
     def factor(self, *axes: Axis, representation: Representation = "parameter") -> Tensor | None:
         """Return the ``[size]`` multipliers (float64) along axes, or None where all are one."""
+        values = spread_values(axes, self.spec, self._factors(representation), torch.mul)
+        return None if values is None else values.flatten()
 
+    def _factors(self, representation: Representation) -> Callable[[Perm], Tensor | None]:
         def unit(perm: Perm) -> Tensor | None:
             factor = self._unit_factor(perm)
             if factor is None or representation == "parameter":
                 return factor
-            return (
-                factor.reciprocal()
-                if representation in ("gradient", "momentum")
-                else factor.square().reciprocal()
-            )
+            inverse = factor.reciprocal()
+            return inverse if representation in ("gradient", "momentum") else inverse.square()
 
-        values = spread_values(axes, self.spec, unit, torch.mul)
-        return None if values is None else values.flatten()
+        return unit
 
     def _unit_factor(self, axis: Perm) -> Tensor | None:
         factor: Tensor | None = None
@@ -242,16 +278,15 @@ class GroupElement:
 
     def shift(self, *axes: Axis) -> Tensor | None:
         """Return the ``[size]`` addend (float64) along axes: kπ/ω on biases of phased units, or None."""
-
-        def unit(perm: Perm) -> Tensor | None:
-            freedom = self.spec.group[perm.group].freedom("phase")
-            values = self.freedoms.get((perm.group, "phase"))
-            if perm.role != "bias" or freedom is None or values is None:
-                return None
-            return phase_shift(freedom, values)
-
-        values = spread_values(axes, self.spec, unit, torch.add)
+        values = spread_values(axes, self.spec, self._shifts, torch.add)
         return None if values is None else values.flatten()
+
+    def _shifts(self, perm: Perm) -> Tensor | None:
+        freedom = self.spec.group[perm.group].freedom("phase")
+        values = self.freedoms.get((perm.group, "phase"))
+        if perm.role != "bias" or freedom is None or values is None:
+            return None
+        return phase_shift(freedom, values)
 
     def compose(self, other: GroupElement) -> GroupElement:
         """Return ``self ∘ other``: ``(g.compose(h)) @ x == g @ (h @ x)``.

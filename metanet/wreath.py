@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metanet.axis import Atom, Axis, Perm, axis_size
-from metanet.blocks import Block, entry_blocks, join, split
+from metanet.blocks import entry_blocks, join, split
 from metanet.spec import WeightSpec
 
 
@@ -171,7 +171,10 @@ def spread_values(
         ``[*b, *sizes]``, or None if everything is neutral.
     """
     blocks = list(entry_blocks("", axes))
-    found = [_combined(block, spec, unit, combine) for block in blocks]
+    found = [
+        combine_units(block.atoms, block.parents(spec), block.shape(spec.sizes), unit, combine)
+        for block in blocks
+    ]
     known = next((part for part in found if part is not None), None)
     if known is None:
         return None
@@ -185,15 +188,16 @@ def spread_values(
     return join(parts, axes, spec.sizes, leading=len(batch))
 
 
-def _combined(
-    block: Block,
-    spec: WeightSpec,
+def combine_units(
+    atoms: Sequence[Atom],
+    parents: Sequence[int],
+    shape: Sequence[int],
     unit: Callable[[Perm], Tensor | None],
     combine: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor | None:
-    shape, parents = block.shape(spec.sizes), block.parents(spec)
+    """Return what the units on all axes of a block combine to, ``[*b, *dims]``; see `spread_values`."""
     result: Tensor | None = None
-    for at, atom in enumerate(block.atoms):
+    for at, atom in enumerate(atoms):
         values = unit(atom) if isinstance(atom, Perm) else None
         if values is not None:
             laid = lay(values, chain_of(at, parents), shape)

@@ -121,18 +121,27 @@ def equivariant_basis(layout: tuple[BlockLayout, ...]) -> Basis:
 def partitions(block: BlockLayout) -> Iterator[tuple[tuple[int, ...], ...]]:
     """Yield the set partitions of a block's axes that merge only indices of one group (and one parent)."""
 
-    def grow(axis: int, classes: list[list[int]]) -> Iterator[tuple[tuple[int, ...], ...]]:
-        if axis == len(block.groups):
-            yield tuple(map(tuple, classes))
+    order = sorted(range(len(block.groups)), key=lambda axis: _depth(block, axis))
+
+    def grow(done: int, classes: list[list[int]]) -> Iterator[tuple[tuple[int, ...], ...]]:
+        if done == len(order):
+            yield tuple(sorted(tuple(sorted(members)) for members in classes))
             return
+        axis = order[done]
         for at, members in enumerate(classes):
             if block.groups[members[0]] == block.groups[axis] and _same_parent(
                 block, classes, members[0], axis
             ):
-                yield from grow(axis + 1, [*classes[:at], [*members, axis], *classes[at + 1 :]])
-        yield from grow(axis + 1, [*classes, [axis]])
+                yield from grow(done + 1, [*classes[:at], [*members, axis], *classes[at + 1 :]])
+        yield from grow(done + 1, [*classes, [axis]])
 
     yield from grow(0, [])
+
+
+def _depth(block: BlockLayout, axis: int) -> int:
+    """Return how many axes an axis is nested under: an index is merged after those it is nested under."""
+    parent = block.parents[axis]
+    return 0 if parent < 0 else 1 + _depth(block, parent)
 
 
 def _same_parent(block: BlockLayout, classes: Sequence[Sequence[int]], one: int, other: int) -> bool:

@@ -76,6 +76,29 @@ SPECS: dict[str, WeightSpec] = {
         k   e (head 2 qk)
         """
     ),
+    "chain": WeightSpec.parse(
+        """
+        groups   head: 2   query: 2 under head   qk: 2 under query   v: 2 under head
+        q   (head query qk) 3
+        o   (head query v)
+        k   (head v)
+        """
+    ),
+    "experts": WeightSpec.parse(
+        """
+        groups   d: 2   f: 3 under e   e: 2
+        up      e [f | f] d
+        down    d f e
+        router  e d
+        """
+    ),
+    "cells": WeightSpec.parse(
+        """
+        groups   head: 2   unit: 4 under head
+        recurrent   unit head unit
+        bias        (head unit)
+        """
+    ),
     "conv": WeightSpec.parse(
         """
         groups   c1: 3   c2: 2
@@ -114,7 +137,7 @@ def group_elements(spec: WeightSpec) -> Iterator[dict[str, Tensor]]:
     """Yield every permutation of every group, nested ones in every unit of their parent on its own."""
     choices = []
     for group in spec.groups:
-        copies = spec.sizes[group.parent] if group.parent else 1
+        copies = spec.copies(group.name)
         single = [torch.tensor(p) for p in itertools.permutations(range(group.size))]
         choices.append(
             [
@@ -129,10 +152,18 @@ def group_elements(spec: WeightSpec) -> Iterator[dict[str, Tensor]]:
 def fixed_points(element: Mapping[str, Tensor], block: BlockLayout, sizes: Mapping[str, int]) -> int:
     """Return how many indices of a block's group axes an element leaves in place."""
     stays = torch.ones([sizes[g] for g in block.groups], dtype=torch.bool)
-    for axis, (group, parent) in enumerate(zip(block.groups, block.parents, strict=True)):
-        same = element[group] == torch.arange(sizes[group])
-        dims = [axis] if parent < 0 else [parent, axis]
-        stays &= same.reshape([n if i in dims else 1 for i, n in enumerate(stays.shape)])
+    for axis, group in enumerate(block.groups):
+        chain = [axis]
+        while block.parents[chain[0]] >= 0:
+            chain.insert(0, block.parents[chain[0]])
+        shape = [sizes[block.groups[a]] for a in chain]
+        same = (element[group] == torch.arange(sizes[group])).reshape(shape)
+        for index in itertools.product(*map(range, shape)):
+            if not same[index]:
+                where: list[int | slice] = [slice(None)] * stays.ndim
+                for place, i in zip(chain, index, strict=True):
+                    where[place] = i
+                stays[tuple(where)] = False
     return int(stays.sum())
 
 
