@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,9 +70,10 @@ def _plain_attention() -> Iterator[None]:
 
 
 def in_place_of_own(node: fx.Node) -> bool:
-    """Return whether an in-place operation changes a tensor that nothing else sees.
+    """Return whether an in-place operation changes a tensor that nothing sees afterwards.
 
-    ``relu_`` on the fresh result of a convolution is as good as ``relu``.
+    ``relu_`` on the fresh result of a convolution is as good as ``relu``, and so is ``weights.div_(total)``
+    where what read the weights before kept no view of them.
     """
     schema = getattr(node.target, "_schema", None)
     if schema is None or not node.args:
@@ -80,9 +82,20 @@ def in_place_of_own(node: fx.Node) -> bool:
     target = node.args[0]
     if written != [schema.arguments[0].name] or not isinstance(target, fx.Node):
         return False
-    made_by = getattr(target.target, "_schema", None)
-    fresh = made_by is not None and not any(r.alias_info for r in made_by.returns)
-    return fresh and target.op == "call_function" and list(target.users) == [node]
+    maker = target
+    if maker.target is operator.getitem and isinstance(maker.args[0], fx.Node):
+        maker = maker.args[0]
+    return (
+        target.op == maker.op == "call_function"
+        and _makes_anew(maker)
+        and all(user is node or (user < node and _makes_anew(user)) for user in target.users)
+    )
+
+
+def _makes_anew(node: fx.Node) -> bool:
+    """Return whether an operation's results share no memory with what it reads."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not any(result.alias_info for result in schema.returns)
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metanet import spec_of, verify
+from metanet.tracing import export, in_place_of_own
+
+
+class Renormalised(nn.Module):
+    """Divides fresh weights in place by their sum; ``late`` says what reads them, or a view, afterwards."""
+
+    def __init__(self, late: str = "") -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.late = late
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, _ = torch.max(torch.stack([self.first(x).exp(), self.first(-x).exp()]), 0)
+        view = weights.transpose(0, 1)
+        if self.late == "":
+            view = view.clone()
+        weights /= weights.sum(-1, keepdim=True)
+        late = {"": torch.zeros(()), "view": view.transpose(0, 1), "weights": weights}[self.late]
+        result: Tensor = self.second(weights + late)
+        return result
+
+
+def in_place(model: nn.Module) -> list[bool]:
+    graph = torch.export.export(model, (torch.ones(2, 3),), strict=False).graph
+    return [in_place_of_own(node) for node in graph.nodes if str(node.target) == "aten.div_.Tensor"]
+
+
+def test_a_tensor_that_was_read_before_may_be_changed_in_place() -> None:
+    class Plain(Renormalised):
+        def forward(self, x: Tensor) -> Tensor:
+            weights = self.first(x).exp()
+            weights /= weights.sum(-1, keepdim=True)
+            result: Tensor = self.second(weights)
+            return result
+
+    model = Plain()
+    assert in_place(model) == [True]
+    targets = {str(node.target) for node in export(model, (torch.ones(2, 3),), {}).graph.nodes}
+    assert "aten.div_.Tensor" in targets  # the program was not traced a second time
+    spec = spec_of(model, torch.ones(2, 3))
+    assert [group.size for group in spec.groups] == [8]
+    assert not spec.lost
+    assert verify(spec, model, torch.ones(2, 3)).ok
+
+
+@pytest.mark.parametrize("late", ["", "view", "weights"])
+def test_a_tensor_of_which_a_view_is_left_may_not(late: str) -> None:
+    model = Renormalised(late)
+    assert in_place(model) == [False]
+    assert verify(spec_of(model, torch.ones(2, 3)), model, torch.ones(2, 3)).ok
