@@ -12,7 +12,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from metanet_tasks import classify_command, demo_command, inspect_command, train_command, zoo_command
+from metanet_tasks import (
+    classify_command,
+    demo_command,
+    inspect_command,
+    merge_command,
+    train_command,
+    zoo_command,
+)
 
 
 class Command(NamedTuple):
@@ -31,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "zoo": Command(zoo_command.main, "fit networks to images; describe, check and merge zoos", AGAIN),
     "train": Command(train_command.main, "train a metanetwork on a zoo, from a YAML configuration", RESUME),
     "classify": Command(classify_command.main, "say what networks show, from their weights alone"),
+    "merge": Command(merge_command.main, "merge checkpoints: averages, task vectors, recipes", RESUME),
     "demo": Command(demo_command.main, "the whole path on embedded images, with a report", AGAIN),
 }
 
@@ -56,6 +64,7 @@ examples:
   metanet inspect torchvision.models:resnet18 --input 'f32[1,3,64,64]' --verify
   metanet zoo fit-inrs --images mnist/train-images-idx3-ubyte.gz --out mnist.zoo --limit 1000
   metanet classify mnist.zoo --model runs/mnist
+  metanet merge chat code --base base --method ties --set density=0.5 -o merged
 """
 
 

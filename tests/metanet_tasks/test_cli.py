@@ -41,8 +41,8 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("metanet 0.")
     assert main([]) == 0
     assert "usage: metanet" in capsys.readouterr().out
-    assert main(["merge"]) == 2
-    assert "no verb 'merge'" in capsys.readouterr().err
+    assert main(["mend"]) == 2
+    assert "no verb 'mend'" in capsys.readouterr().err
 
 
 def failing(error: BaseException) -> Command:

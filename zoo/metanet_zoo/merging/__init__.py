@@ -1,0 +1,1 @@
+"""Merging checkpoints in files: sources, plan, engine, output."""
