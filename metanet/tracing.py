@@ -13,6 +13,18 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
+SILENT_ALIASES = ("dropout", "type_as", "atleast_", "broadcast_tensors", "meshgrid")
+"""Operations that may return what they were given, or a view of it, though their schemas do not say so."""
+
+
+INACTIVE = (
+    "aten.dropout_.",
+    "aten.alpha_dropout_.",
+    "aten.feature_dropout_.",
+    "aten.feature_alpha_dropout_.",
+)
+"""In-place operations that change nothing unless they train."""
+
 
 class DerivationError(ValueError):
     """A module whose operations cannot be read, with what to do about it."""
@@ -32,8 +44,13 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         with evaluation_mode(model), warnings.catch_warnings(), _plain_attention(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs=dict(kwargs), strict=False)
-            if any(_mutates(node) for node in program.graph.nodes):
+            changing = [node for node in program.graph.nodes if _mutates(node)]
+            for node in changing:
+                _refuse_silent_alias(node)
+            if changing:
                 program = program.run_decompositions({})
+    except DerivationError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise DerivationError(
@@ -73,34 +90,65 @@ def in_place_of_own(node: fx.Node) -> bool:
     """Return whether an in-place operation changes a tensor that nothing sees afterwards.
 
     ``relu_`` on the fresh result of a convolution is as good as ``relu``, and so is ``weights.div_(total)``
-    where what read the weights before kept no view of them.
+    where what read the weights before kept no view of them. Dropout changes nothing in evaluation mode.
     """
     schema = getattr(node.target, "_schema", None)
     if schema is None or not node.args:
         return False
+    if str(node.target).startswith(INACTIVE) and len(node.args) > 2 and node.args[2] is False:
+        return True
     written = [arg.name for arg in schema.arguments if arg.alias_info and arg.alias_info.is_write]
     target = node.args[0]
     if written != [schema.arguments[0].name] or not isinstance(target, fx.Node):
         return False
-    maker = target
+    *_, root = same = _same_tensor(target)
+    maker = root
     if maker.target is operator.getitem and isinstance(maker.args[0], fx.Node):
         maker = maker.args[0]
     return (
-        target.op == maker.op == "call_function"
+        root.op == maker.op == "call_function"
         and _makes_anew(maker)
-        and all(user is node or (user < node and _makes_anew(user)) for user in target.users)
+        and all(
+            user is node or user in same or (user < node and _makes_anew(user))
+            for member in same
+            for user in member.users
+        )
     )
+
+
+def _same_tensor(node: fx.Node) -> list[fx.Node]:
+    """Return a node and what it may be another name of: dropout returns its input in evaluation."""
+    same = [node]
+    while _silent(same[-1]) and isinstance(same[-1].args[0], fx.Node):
+        same.append(same[-1].args[0])
+    return same
+
+
+def _silent(node: fx.Node) -> bool:
+    return node.op == "call_function" and any(word in str(node.target) for word in SILENT_ALIASES)
 
 
 def _makes_anew(node: fx.Node) -> bool:
     """Return whether an operation's results share no memory with what it reads."""
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and not any(result.alias_info for result in schema.returns)
+    return (
+        schema is not None and not _silent(node) and not any(result.alias_info for result in schema.returns)
+    )
 
 
 def _mutates(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and not in_place_of_own(node)
+
+
+def _refuse_silent_alias(node: fx.Node) -> None:
+    """Raise if a tensor that goes on under another name is changed in place: the program does not show it."""
+    target = node.args[0] if node.args else None
+    if isinstance(target, fx.Node) and _silent(target):
+        raise DerivationError(
+            f"{node.target} changes in place what {target.target} returned, which in evaluation is the very "
+            "tensor that it was given, and that tensor is read again; write the operation out of place"
+        )
 
 
 def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet import spec_of, verify
-from metanet.tracing import export, in_place_of_own
+from metanet.tracing import DerivationError, export, in_place_of_own
 
 
 class Renormalised(nn.Module):
@@ -48,6 +48,32 @@ def test_a_tensor_that_was_read_before_may_be_changed_in_place() -> None:
     assert [group.size for group in spec.groups] == [8]
     assert not spec.lost
     assert verify(spec, model, torch.ones(2, 3)).ok
+
+
+class DroppedInPlace(nn.Module):
+    """Changes in place what dropout returns: in evaluation, what it was given; ``again`` reads that too."""
+
+    def __init__(self, *, again: bool) -> None:
+        super().__init__()
+        self.first, self.drop, self.second = nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)
+        self.again = again
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        changed = self.drop(x)
+        changed /= 2 + changed.square().sum(-1, keepdim=True)
+        result: Tensor = self.second(x if self.again else changed)
+        return result
+
+
+def test_dropout_returns_what_it_was_given() -> None:
+    model, x = DroppedInPlace(again=False).eval(), torch.ones(2, 3)
+    assert in_place(model) == [True]
+    spec = spec_of(model, x)
+    assert [group.size for group in spec.groups] == [8]
+    assert verify(spec, model, x).ok
+    with pytest.raises(DerivationError, match="write the operation out of place"):
+        spec_of(DroppedInPlace(again=True), x)
 
 
 @pytest.mark.parametrize("late", ["", "view", "weights"])
