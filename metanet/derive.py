@@ -11,6 +11,7 @@ from metanet.axis import Axis, axis_size
 from metanet.dimension import Dim, axis_of, leaves
 from metanet.interpreter import Interpretation, interpret
 from metanet.naming import name_groups
+from metanet.nesting import with_nesting
 from metanet.parity import with_freedoms
 from metanet.rules.registry import Draft
 from metanet.skeleton import Operation
@@ -80,7 +81,7 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name in spec.axes and not tensor.is_floating_point()
     ]
-    return with_freedoms(spec, other)
+    return with_freedoms(with_nesting(spec), other)
 
 
 def _needed(found: Interpretation) -> list[Draft]:
