@@ -9,10 +9,10 @@ from torch import nn
 
 from metanet.axis import Axis, axis_size
 from metanet.dimension import Dim, axis_of, leaves
+from metanet.exponents import with_freedoms
 from metanet.interpreter import Interpretation, interpret
 from metanet.naming import name_groups
 from metanet.nesting import with_nesting
-from metanet.parity import with_freedoms
 from metanet.rules.registry import Draft
 from metanet.skeleton import Operation
 from metanet.spec import Group, LostFreedom, WeightSpec

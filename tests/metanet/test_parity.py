@@ -51,7 +51,7 @@ CASES: dict[str, tuple[Function, str]] = {
     "learned frequency of every unit": (lambda p, x: read(p, torch.sin(p["g"] * layer(p, x))), ""),
     "sine without a bias": (lambda p, x: read(p, torch.sin(F.linear(x, p["a"]))), "sign"),
     "sine with an offset": (lambda p, x: read(p, torch.sin(layer(p, x) * 3 + 0.5)), "phase(3)"),
-    "cosine": (lambda p, x: read(p, torch.cos(layer(p, x))), ""),
+    "cosine": (lambda p, x: read(p, torch.cos(layer(p, x))), "even phase(1)"),
     "a bias that is used twice": (
         lambda p, x: read(p, torch.sin(layer(p, x))) + read(p, p["b"]), "sign"
     ),
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Function, str]] = {
         "sign phase(1)",
     ),
     "a residual around the sine": (lambda p, x: read(p, layer(p, x) + torch.sin(layer(p, x))), "sign"),
-    "a gain after the sine": (lambda p, x: read(p, torch.sin(layer(p, x)) * p["g"]), ""),
+    "a gain after the sine": (lambda p, x: read(p, torch.sin(layer(p, x)) * p["g"]), "even phase(1)"),
     "an offset after the sine": (lambda p, x: read(p, torch.sin(layer(p, x)) + p["g"]), "sign"),
     "a constant after the sine": (lambda p, x: read(p, torch.sin(layer(p, x)) + 1.0), ""),
     "a sum over the units": (lambda p, x: torch.sin(layer(p, x)).sum(-1, keepdim=True), ""),
@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Function, str]] = {
         lambda p, x: read(p, torch.sin(layer(p, x))) + torch.tanh(read(p, torch.sin(layer(p, x)))),
         "sign phase(1)",
     ),
-    "the square of a sine": (lambda p, x: read(p, torch.sin(layer(p, x)).square()), ""),
+    "the square of a sine": (lambda p, x: read(p, torch.sin(layer(p, x)).square()), "even"),
     "tanh": (hidden(torch.tanh), "sign"),
     "erf": (hidden(torch.erf), "sign"),
     "asinh": (hidden(torch.asinh), "sign"),
@@ -91,11 +91,11 @@ CASES: dict[str, tuple[Function, str]] = {
     "clamp": (hidden(lambda h: h.clamp(-1, 1)), "sign"),
     "cube after tanh": (hidden(lambda h: torch.tanh(h) ** 3), "sign"),
     "bounds the wrong way round": (hidden(lambda h: torch.tanh(h).clamp(1, -1)), ""),
-    "square after tanh": (hidden(lambda h: torch.tanh(h) ** 2), ""),
+    "square after tanh": (hidden(lambda h: torch.tanh(h) ** 2), "even"),
     "identity alone": (hidden(lambda h: h), ""),
-    "relu": (hidden(torch.relu), ""),
+    "relu": (hidden(torch.relu), "positive_scale"),
     "gelu": (hidden(F.gelu), ""),
-    "tanh times itself": (hidden(lambda h: torch.tanh(h) * torch.tanh(h)), ""),
+    "tanh times itself": (hidden(lambda h: torch.tanh(h) * torch.tanh(h)), "even"),
     "tanh rounded to truth values": (hidden(lambda h: torch.tanh(h) * (torch.tanh(h).bool() | (h > 0))), ""),
     "tanh and a square matrix": (
         lambda p, x: read(p, torch.tanh(torch.tanh(layer(p, x)) @ p["s"])), "sign"

@@ -1,0 +1,302 @@
+"""Freedoms of a network: the solutions of the equations that its operations set for every group.
+
+Four questions are asked of the units of a group (`metanet.equations.Mode`), each a linear system over the
+skeleton: which powers of one matrix, of any factor a ≠ 0, of a factor a > 0, and which signs (modulo two) may
+multiply the places where the group stands so that no output changes. What a stronger freedom contains is not
+listed again: sign ⊂ scale ⊂ linear, and what acts on the units of a parent is contained in what acts
+independently on the units nested under it. Among the bases of what is left one of small support is chosen,
+which gives one action per freedom that a person would name: rows and columns of a gated MLP's values, gain
+and bias of a norm against its readers, a convolution and its batch norm's mean against the gain.
+
+A freedom that acts on every place of its group by its role stays with the group (`metanet.units.Freedom`),
+any other becomes an `metanet.action.Action`. For units of a nested group each copy has values of its own.
+
+References:
+    Hecht-Nielsen 1990, On the algebraic structure of feedforward network weight spaces (tanh: signs).
+    Neyshabur, Salakhutdinov & Srebro 2015, Path-SGD, https://arxiv.org/abs/1506.02617 (ReLU: scales).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from metanet.action import Action, ActionKind, Term
+from metanet.axis import Axis, Perm, Role, atoms, map_perms
+from metanet.equations import Mode
+from metanet.leaf import Leaf, apart, leaves_of
+from metanet.linear_forms import LinearSystem, independent, sparse
+from metanet.phases import phase_of
+from metanet.propagation import Network, Place, Propagation
+from metanet.roles import roles_of
+from metanet.spec import WeightSpec
+from metanet.units import Freedom, FreedomKind, Group
+
+Vector = Mapping[Place, int]
+"""The power with which a factor acts at every place; places that are left out stay as they are."""
+
+KINDS: tuple[tuple[Mode, ActionKind], ...] = (
+    ("linear", "linear"),
+    ("scale", "scale"),
+    ("positive", "positive_scale"),
+    ("sign", "sign"),
+)
+
+
+@dataclass(slots=True)
+class Found:
+    """The freedoms of one group.
+
+    Args:
+        vectors: by kind, what becomes an action.
+        freedoms: what stays with the group.
+        plain: the vectors of these, by the kind of action that they would be.
+    """
+
+    vectors: dict[ActionKind, list[Vector]] = field(default_factory=lambda: {kind: [] for _, kind in KINDS})
+    freedoms: list[Freedom] = field(default_factory=list)
+    plain: dict[ActionKind, list[Vector]] = field(default_factory=lambda: {kind: [] for _, kind in KINDS})
+
+    def of(self, *kinds: ActionKind) -> list[Vector]:
+        """Return all vectors of some kinds."""
+        return [v for kind in kinds for v in (*self.vectors[kind], *self.plain[kind])]
+
+
+def with_freedoms(spec: WeightSpec, other: Iterable[str] = ()) -> WeightSpec:
+    """Return the spec with the freedoms that its operations allow, and the roles these need.
+
+    Args:
+        spec: groups and entries with their skeleton, no freedoms yet.
+        other: entries that are no real numbers (integers, truth values); they take no factor and no shift.
+    """
+    network = Network(spec)
+    rigid = {network.entry(name) for name in other}
+    found: dict[str, Found] = {}
+    roles: dict[str, Mapping[Place, Role]] = {}
+    for group in _innermost_first(spec.groups):
+        mine = roles_of(network, group.name)
+        found[group.name] = _freedoms(network, group, mine, rigid, found)
+        if found[group.name].freedoms:
+            roles[group.name] = mine
+    return replace(
+        spec,
+        groups=tuple(replace(group, freedoms=tuple(found[group.name].freedoms)) for group in spec.groups),
+        entries=_marked(network, roles),
+        actions=(*spec.actions, *_actions(network, found)),
+    )
+
+
+def _innermost_first(groups: Sequence[Group]) -> list[Group]:
+    depth: dict[str, int] = {}
+    by_name = {group.name: group for group in groups}
+
+    def depth_of(name: str) -> int:
+        if name not in depth:
+            parent = by_name[name].parent
+            depth[name] = 0 if parent is None else depth_of(parent) + 1
+        return depth[name]
+
+    return sorted(groups, key=lambda group: -depth_of(group.name))
+
+
+def solve(network: Network, group: str, mode: Mode, rigid: Iterable[str] = ()) -> list[dict[Place, int]]:
+    """Return a basis of the exponents that keep every output.
+
+    Args:
+        network: the operations.
+        group: the group that is asked about.
+        mode: what is asked.
+        rigid: entries that must stay as they are.
+    """
+    system = LinearSystem(binary=mode == "sign")
+    places = network.places.get(group, ())
+    forms = {place: system.unknown() for place in places}
+    still = set(rigid)
+    for entry, leaf in places:
+        if entry in still or network.mixed(entry) or entry not in network.positions:
+            system.zero(forms[entry, leaf])
+    propagation = Propagation(network, group, mode, system, forms)
+    propagation.run()
+    return system.solutions(forms)
+
+
+def _freedoms(
+    network: Network,
+    group: Group,
+    roles: Mapping[Place, Role],
+    rigid: set[str],
+    inner: Mapping[str, Found],
+) -> Found:
+    found = Found()
+    contained = _contained(network, group, inner)
+    positive = solve(network, group.name, "positive", rigid)
+    scale = solve(network, group.name, "scale", rigid) if positive else []
+    linear = solve(network, group.name, "linear", rigid) if scale and not contained["linear"] else []
+    signs = solve(network, group.name, "sign", rigid)
+    spaces: dict[ActionKind, list[dict[Place, int]]] = {
+        "linear": [vector for vector in linear if set(vector.values()) <= {1, -1}],
+        "scale": scale,
+        "positive_scale": positive,
+        "sign": signs,
+    }
+    stiff = any(role == "bias" and entry in rigid for (entry, _), role in roles.items())
+    phase = None if stiff else phase_of(network, group.name, roles)
+    shifted = {place for place, role in roles.items() if role == "bias"} if phase is not None else set()
+    for place, (_, kind) in enumerate(KINDS):
+        larger = [other for _, other in KINDS[:place] if kind != "sign" or other != "positive_scale"]
+        known = [v for other in (*larger, kind) for v in contained[other]]
+        known += found.of(*larger)
+        _choose(found, kind, spaces[kind], known, roles)
+        mixed = {place for vector in found.vectors["linear"] for place in vector}
+        if kind != "linear":
+            found.vectors[kind] = [v for v in found.vectors[kind] if not v.keys() & (mixed | shifted)]
+    if phase is not None:
+        found.freedoms.append(Freedom("phase", phase))
+    return found
+
+
+def _choose(
+    found: Found,
+    kind: ActionKind,
+    space: Sequence[Vector],
+    known: Sequence[Vector],
+    roles: Mapping[Place, Role],
+) -> None:
+    """Split a space of solutions into what is known, what the roles say, and a sparse basis of the rest."""
+    binary = kind == "sign"
+    if not space:
+        return
+    left = list(space)
+    if kind != "linear" and not found.vectors["linear"]:
+        names: tuple[FreedomKind, ...] = ("sign", "even") if kind == "sign" else (kind,)  # type: ignore[assignment]
+        for name in names:
+            vector = _plain(name, roles)
+            if (
+                vector
+                and _contains(space, vector, binary)
+                and independent([*known, *found.plain[kind]], [vector], binary=binary)
+            ):
+                found.freedoms.append(Freedom(name))
+                found.plain[kind].append(vector)
+    base = [*known, *found.plain[kind]]
+    chosen = sparse([left[i] for i in independent(base, left, binary=binary)], base, binary=binary)
+    found.vectors[kind] = [vector if binary else _upright(vector, roles) for vector in chosen]
+
+
+def _upright(vector: Vector, roles: Mapping[Place, Role]) -> Vector:
+    """Return a vector or its negative, so that rows rather than readers have positive powers."""
+    written = sum(power for place, power in vector.items() if roles[place] != "in")
+    return {place: -power for place, power in vector.items()} if written < 0 else vector
+
+
+def _plain(kind: FreedomKind, roles: Mapping[Place, Role]) -> Vector:
+    """Return the powers with which a freedom of the group acts by the roles."""
+    reader = {"even": 0, "sign": 1}.get(kind, -1)
+    return {place: power for place, role in roles.items() if (power := reader if role == "in" else 1)}
+
+
+def _contains(space: Sequence[Vector], vector: Vector, binary: bool) -> bool:
+    return not independent(space, [vector], binary=binary)
+
+
+def _contained(network: Network, group: Group, inner: Mapping[str, Found]) -> dict[ActionKind, list[Vector]]:
+    """Return the freedoms of groups nested under a group, with one factor for all units of a parent unit."""
+    result: dict[ActionKind, list[Vector]] = {kind: [] for _, kind in KINDS}
+    for name, found in inner.items():
+        if network.spec.group[name].parent == group.name:
+            for _, kind in KINDS:
+                for vector in found.of(kind):
+                    lifted: dict[Place, int] | None = {}
+                    for (entry, leaf), power in vector.items():
+                        beside = _beside(network.spec.axes[entry], leaf, group.name)
+                        if beside is None or lifted is None:
+                            lifted = None
+                        else:
+                            lifted[entry, beside] = power
+                    if lifted:
+                        result[kind].append(lifted)
+    return result
+
+
+def _beside(axes: tuple[Axis, ...], leaf: int, parent: str) -> int | None:
+    """Return the leaf of a parent that goes with a leaf of a group nested under it.
+
+    It is the nearest one left of it in its product, or the only one in another dimension.
+    """
+    leaves = leaves_of(axes)
+    own = leaves[leaf]
+    fitting = [
+        (number, other)
+        for number, other in enumerate(leaves)
+        if isinstance(other.atom, Perm) and other.atom.group == parent and not apart([own], [other])
+    ]
+    near = [number for number, other in fitting if _same_product(own, other) and number < leaf]
+    if near:
+        return near[-1]
+    return fitting[0][0] if len(fitting) == 1 else None
+
+
+def _same_product(own: Leaf, other: Leaf) -> bool:
+    return own.dim == other.dim and own.path[:-1] == other.path[:-1]
+
+
+def _chain(spec: WeightSpec, group: str) -> list[str]:
+    chain = [group]
+    while (parent := spec.group[chain[0]].parent) is not None:
+        chain.insert(0, parent)
+    return chain
+
+
+def _actions(network: Network, found: Mapping[str, Found]) -> list[Action]:
+    """Return the actions in the order of the groups, the largest kinds first."""
+    spec = network.spec
+    order = {name: place for place, (name, _) in enumerate(spec.entries)}
+    actions = []
+    for group in spec.groups:
+        chain = _chain(spec, group.name)
+        for _, kind in KINDS:
+            for vector in sorted(found[group.name].vectors[kind], key=lambda v: min(order[e] for e, _ in v)):
+                terms = _terms(network, vector, chain)
+                if terms is not None:
+                    actions.append(Action(kind, tuple(map(Perm, chain)), terms))
+    return actions
+
+
+def _terms(network: Network, vector: Vector, chain: Sequence[str]) -> tuple[Term, ...] | None:
+    """Return the terms of an action, or None if a parent cannot be told apart beside the units."""
+    terms = []
+    for name, axes in network.spec.entries:
+        entry = network.entry(name)
+        for leaf in range(len(leaves_of(axes))):
+            power = vector.get((entry, leaf))
+            if not power:
+                continue
+            leaves = [leaf]
+            for parent in reversed(chain[:-1]):
+                beside = _beside(axes, leaves[0], parent)
+                if beside is None:
+                    return None
+                leaves.insert(0, beside)
+            terms.append(Term(name, tuple(leaves), power, network.eps(entry)))
+    return tuple(terms)
+
+
+def _marked(
+    network: Network, roles: Mapping[str, Mapping[Place, Role]]
+) -> tuple[tuple[str, tuple[Axis, ...]], ...]:
+    """Return the entries with the roles of groups that have freedoms by role."""
+    entries = []
+    for name, axes in network.spec.entries:
+        first = network.entry(name)
+        marked: list[Axis] = []
+        start = 0
+        for axis in axes:
+            found = list(atoms(axis))
+            marks: dict[Perm, Axis] = {}
+            for number, atom in enumerate(found, start):
+                if isinstance(atom, Perm) and atom.group in roles:
+                    marks[atom] = Perm(atom.group, roles[atom.group][first, number])
+            start += len(found)
+            marked.append(map_perms(axis, marks))
+        entries.append((name, tuple(marked)))
+    return tuple(entries)
