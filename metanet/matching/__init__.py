@@ -1,0 +1,27 @@
+"""Matching: the element of a spec's group that takes one network nearest to another."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metanet.matching.weights import Matching as Matching
+    from metanet.matching.weights import match_weights as match_weights
+    from metanet.matching.weights import weight_matching as weight_matching
+
+_HOMES = {
+    "Matching": "weights",
+    "match_weights": "weights",
+    "weight_matching": "weights",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -1,0 +1,175 @@
+"""Gains of a move: what every pairing of units would add to the inner product of two networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from math import pi
+
+import torch
+from torch import Tensor
+
+from metanet.axis import Perm
+from metanet.blocks import Block
+from metanet.matching.moves import Move, Place
+from metanet.spec import WeightSpec
+
+Features = Callable[[int, Tensor, Place], Tensor]
+"""Changes a block ``[outer, units, rest…]`` before it is compared (`metanet.matching.starts`)."""
+
+
+@dataclass(slots=True)
+class Gains:
+    """Inner products of units of the first network (rows) with units of the second (columns).
+
+    Args:
+        rows: from rows and biases, ``[outer, n₁, n₁', n₂, n₂', …]`` along the chain of groups.
+        readers: the same from columns that read the units; kept apart where a freedom tells them apart.
+        biases: ``([n, f], [n, f])`` biases that a phase would shift.
+    """
+
+    rows: Tensor | None = None
+    readers: Tensor | None = None
+    biases: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def plain(self) -> Tensor | None:
+        """Gains of permutations alone."""
+        if self.rows is None or self.readers is None:
+            return self.rows if self.readers is None else self.readers
+        return self.rows + self.readers
+
+
+def gains_of(
+    spec: WeightSpec,
+    move: Move,
+    blocks: Sequence[Block],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    *,
+    skip: Collection[int] = (),
+    features: Features | None = None,
+) -> dict[tuple[str, ...], Gains]:
+    """Return the gains of a move by chain of groups.
+
+    Args:
+        spec: the spec.
+        move: the groups that move.
+        blocks: the blocks.
+        a: values of the first network, one tensor per block.
+        b: of the second, as permuted so far.
+        skip: blocks that are not compared.
+        features: compare these instead of the values.
+    """
+    found: dict[tuple[str, ...], Gains] = {}
+    for place in move.places:
+        if place.block in skip:
+            continue
+        gains = found.setdefault(place.chain, Gains())
+        group = spec.group[place.chain[-1]]
+        atom = blocks[place.block].atoms[place.inner[-1]]
+        assert isinstance(atom, Perm)
+        gram, left, right = _gram(a[place.block], b[place.block], place, features)
+        if atom.role == "in" and group.freedoms:
+            gains.readers = gram if gains.readers is None else gains.readers.add_(gram)
+        else:
+            gains.rows = gram if gains.rows is None else gains.rows.add_(gram)
+        if atom.role == "bias" and group.freedom("phase") and features is None and len(place.chain) == 1:
+            gains.biases.append((left[0], right[0]))
+    return found
+
+
+def _gram(a: Tensor, b: Tensor, place: Place, features: Features | None) -> tuple[Tensor, Tensor, Tensor]:
+    left, right = unfold(a, place), unfold(b, place)
+    if features is not None:
+        left, right = features(place.block, left, place), features(place.block, right, place)
+    left, right = left.reshape(*left.shape[:2], -1), right.reshape(*right.shape[:2], -1)
+    gram = left @ right.mT
+    sizes = [a.shape[dim] for dim in place.inner]
+    if len(sizes) > 1:
+        depth = len(sizes)
+        order = [0, *(1 + i + half * depth for i in range(depth) for half in (0, 1))]
+        gram = gram.reshape(gram.shape[0], *sizes, *sizes).permute(order).contiguous()
+    return gram, left, right
+
+
+def unfold(tensor: Tensor, place: Place) -> Tensor:
+    """Return a block as ``[outer copies, units of the chain, *rest]``."""
+    moved = tensor.permute(*place.outer, *place.inner, *place.rest)
+    outer = [tensor.shape[dim] for dim in place.outer]
+    units = [tensor.shape[dim] for dim in place.inner]
+    rest = [tensor.shape[dim] for dim in place.rest]
+    copies, count = 1, 1
+    for size in outer:
+        copies *= size
+    for size in units:
+        count *= size
+    return moved.reshape(copies, count, *rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """What the best signs, even flips and phases of every pair of units gain.
+
+    Args:
+        gains: ``[outer, n, n']`` with the best choice for every pair.
+        values: kind of freedom -> the choice, ``[outer, n, n']``.
+    """
+
+    gains: Tensor
+    values: dict[str, Tensor]
+
+
+def with_flips(spec: WeightSpec, name: str, gains: Gains) -> Flips:
+    r"""Choose for every pair of units what its isometries beside permutation gain most.
+
+    With inner products R of rows, I of readers, and β of biases, sign s, even flip e and phase k gain
+
+        s e R + s (-1)^k I - ½ ‖b_a - s e b_b - kπ/ω‖² + ½ ‖b_a‖² + ½ ‖b_b‖² - (s e) β .
+
+    Args:
+        spec: the spec.
+        name: the group.
+        gains: of the group alone.
+    """
+    group = spec.group[name]
+    reference = gains.rows if gains.rows is not None else gains.readers
+    assert reference is not None
+    zero = torch.zeros_like(reference)
+    rows = zero if gains.rows is None else gains.rows
+    readers = zero if gains.readers is None else gains.readers
+    signs = (1, -1) if group.freedom("sign") else (1,)
+    evens = (1, -1) if group.freedom("even") else (1,)
+    phase = group.freedom("phase")
+    best = torch.full_like(reference, -torch.inf)
+    chosen = {kind: torch.zeros_like(reference) for kind in ("sign", "even", "phase") if group.freedom(kind)}
+    for sign in signs:
+        for even in evens:
+            for parity in (0, 1) if phase is not None and gains.biases else (0,):
+                value = sign * even * rows + sign * (-1) ** parity * readers
+                count = zero
+                if phase is not None and gains.biases:
+                    assert phase.parameter is not None
+                    shift, count = _phases(gains.biases, sign * even, parity, pi / phase.parameter)
+                    value = value + shift
+                better = value > best
+                best = torch.where(better, value, best)
+                for kind, choice in (("sign", sign), ("even", even), ("phase", count)):
+                    if kind in chosen:
+                        chosen[kind] = torch.where(
+                            better, choice if isinstance(choice, Tensor) else float(choice), chosen[kind]
+                        )
+    return Flips(best, chosen)
+
+
+def _phases(
+    biases: Sequence[tuple[Tensor, Tensor]], flip: int, parity: int, step: float
+) -> tuple[Tensor, Tensor]:
+    """Return what the best phase count of a parity gains beside the rows, and the count, ``[1, n, n']``."""
+    total, number = torch.zeros(()), 0
+    for left, right in biases:
+        total = total + left.sum(1)[:, None] - flip * right.sum(1)[None, :]
+        number += left.shape[1]
+    count = 2 * ((total / number / step - parity) / 2).round() + parity
+    gain = count * step * total - 0.5 * number * (count * step).square()
+    return gain[None], count[None]

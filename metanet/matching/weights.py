@@ -1,0 +1,216 @@
+"""Weight matching: the element of a spec's group that takes one network's weights nearest to another's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metanet.group import GroupElement
+from metanet.matching.gains import gains_of
+from metanet.matching.moves import Move
+from metanet.matching.pair import Pair, squared_distance
+from metanet.matching.starts import Start, check_starts, start_element
+from metanet.matching.step import best_element
+from metanet.spec import WeightSpec
+
+TOLERANCE = 1e-8
+"""Smallest decrease of ‖a − g·b‖² that counts, relative to ‖a‖² + ‖b‖²: above the rounding of float32."""
+EXACT = 1e-10
+"""A distance this small, relative to ‖a‖² + ‖b‖², is none: no other start can do better."""
+DEFAULT_STARTS: tuple[Start, ...] = ("greedy", "identity")
+
+
+@dataclass(frozen=True)
+class Matching:
+    """An element g that takes network b to network a, and how it was found.
+
+    Args:
+        element: g.
+        before: ‖a − b‖² over the entries that were compared.
+        after: ‖a − g·b‖² over the same.
+        history: ‖a − g·b‖² at the start and after every step that was taken, of the best start.
+        start: the start that won.
+        sweeps: passes over the groups, of all starts together.
+        moved: group -> fraction of its units that do not stay where they were.
+    """
+
+    element: GroupElement
+    before: float
+    after: float
+    history: tuple[float, ...]
+    start: str
+    sweeps: int
+    moved: Mapping[str, float]
+
+    @property
+    def gain(self) -> float:
+        """Fraction of ‖a − b‖² that matching removes."""
+        return 1.0 - self.after / self.before if self.before > 0 else 0.0
+
+
+def match_weights(
+    spec: WeightSpec,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    *,
+    fixed: Collection[str] = (),
+    flips: bool = True,
+    starts: Sequence[Start] = DEFAULT_STARTS,
+    max_sweeps: int = 100,
+    entries: Collection[str] | None = None,
+    seed: int = 0,
+) -> GroupElement:
+    """Return the element g that minimises ‖a − g·b‖²; see `weight_matching`, which says more."""
+    return weight_matching(
+        spec,
+        a,
+        b,
+        fixed=fixed,
+        flips=flips,
+        starts=starts,
+        max_sweeps=max_sweeps,
+        entries=entries,
+        seed=seed,
+    ).element
+
+
+def weight_matching(
+    spec: WeightSpec,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    *,
+    fixed: Collection[str] = (),
+    flips: bool = True,
+    starts: Sequence[Start] = DEFAULT_STARTS,
+    max_sweeps: int = 100,
+    entries: Collection[str] | None = None,
+    seed: int = 0,
+) -> Matching:
+    r"""Align b to a by their weights alone: coordinate descent over the groups of the spec.
+
+        minimise over g in G:  ‖a − g·b‖² = Σ_blocks ‖a_k − (g·b)_k‖² .
+
+    One step solves one group (with the groups nested under it) exactly, all others staying: a linear
+    assignment on the inner products of units, summed over every block that carries the group. Signs, even
+    flips and phases are chosen with the permutation. Scales are no isometries: bring both networks into
+    canonical form first (`metanet.canonicalize`). The distance never rises: a step that does not lower it is
+    not taken.
+
+    Args:
+        spec: of both networks.
+        a: state dict of the network that stays.
+        b: state dict of the network to be moved.
+        fixed: groups that stay as they are.
+        flips: use signs, even flips and phases where the spec has them.
+        starts: where to start (`metanet.matching.starts`); the best result is kept.
+        max_sweeps: passes over all groups, for each start.
+        entries: what is compared; None takes everything but the running statistics of norms.
+        seed: of the order of groups and of random starts.
+
+    Returns:
+        The matching; ``matching.element @ b`` is the aligned network.
+
+    Raises:
+        ValueError: weights that do not fit the spec or are not finite, unknown groups or starts.
+
+    References:
+        Ainsworth, Hayase and Srinivasa 2023, Git Re-Basin, https://arxiv.org/abs/2209.04836, §3.2: the
+        descent. Departs from it in the starts, in nested groups and in the freedoms beside permutation.
+
+    Example:
+        >>> spec = WeightSpec.parse("groups  h: 3\nw  h 2\nv  1 h")
+        >>> b = {"w": torch.tensor([[1.0, 2], [3, 4], [5, 6]]), "v": torch.tensor([[1.0, 2, 3]])}
+        >>> g = GroupElement(spec, {"h": torch.tensor([2, 0, 1])}, {})
+        >>> weight_matching(spec, g @ b, b).element.allclose(g)
+        True
+    """
+    check_starts(starts)
+    pair = Pair(spec, a, b, fixed=fixed, entries=entries)
+    generator = torch.Generator().manual_seed(seed)
+    before, scale = pair.distance(), pair.scale()
+    best = Descent(GroupElement.identity(spec), (before,), 0)
+    winner, sweeps = "identity", 0
+    for start in starts:
+        if best.history[-1] <= EXACT * scale:
+            break
+        pair.restart(start_element(pair, start, generator, flips=flips))
+        found = descend(pair, generator, flips=flips, max_sweeps=max_sweeps, least=TOLERANCE * scale)
+        sweeps += found.sweeps
+        if found.history[-1] < best.history[-1]:
+            best, winner = found, start
+    return Matching(
+        best.element, before, best.history[-1], best.history, winner, sweeps, moved_fractions(best.element)
+    )
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where one descent ended: its element, the distances on the way, and the sweeps it took."""
+
+    element: GroupElement
+    history: tuple[float, ...]
+    sweeps: int
+
+
+def descend(pair: Pair, generator: torch.Generator, *, flips: bool, max_sweeps: int, least: float) -> Descent:
+    """Take steps in random order of the groups until none lowers the distance by more than ``least``."""
+    history = [pair.distance()]
+    pending = set(range(len(pair.moves)))
+    sweep = 0
+    while pending and sweep < max_sweeps:
+        sweep += 1
+        for number in torch.randperm(len(pair.moves), generator=generator).tolist():
+            if number not in pending:
+                continue
+            pending.discard(number)
+            move = pair.moves[number]
+            gained = take_step(pair, move, flips=flips, least=least)
+            if gained > 0:
+                history.append(history[-1] - gained)
+                pending |= {
+                    other
+                    for other, neighbour in enumerate(pair.moves)
+                    if neighbour.blocks & move.blocks and (other != number or _carried_twice(move))
+                }
+    # The sum of the steps has their rounding errors; the distance itself closes the account.
+    return Descent(pair.element, (*history[:-1], pair.distance()), sweep)
+
+
+def take_step(pair: Pair, move: Move, *, flips: bool, least: float) -> float:
+    """Solve one move; take the step if it lowers the distance by more than ``least``.
+
+    A group that a block carries twice (a recurrent weight) has a quadratic gain, and the linear step may
+    overshoot: it is then tried again with more weight on staying.
+
+    Returns:
+        by how much the distance fell.
+    """
+    gains = gains_of(pair.spec, move, pair.blocks, pair.a, pair.b)
+    before = pair.distance(move.blocks)
+    inertia = 0.0
+    for _ in range(4 if _carried_twice(move) else 1):
+        element = best_element(pair.spec, move, gains, flips=flips, inertia=inertia)
+        moved = pair.moved(element, move.blocks)
+        after = sum(squared_distance(pair.a[number], tensor) for number, tensor in moved.items())
+        if before - after > least:
+            pair.advance(element, moved)
+            return before - after
+        plain = next(iter(gains.values())).plain
+        assert plain is not None
+        inertia = max(inertia * 3, float(plain.std()))
+    return 0.0
+
+
+def moved_fractions(element: GroupElement) -> dict[str, float]:
+    """Return for every group the fraction of its units that an element moves."""
+    return {
+        name: float((permutation != torch.arange(permutation.shape[-1])).float().mean())
+        for name, permutation in element.permutations.items()
+    }
+
+
+def _carried_twice(move: Move) -> bool:
+    return len(move.blocks) < len(move.places)
