@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import inf
@@ -11,13 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from metanet.acting import act_terms, draw_value
 from metanet.action import Action
 from metanet.axis import Perm, atoms
 from metanet.group import GroupElement
+from metanet.precision import WIDE, double, float64
 from metanet.spec import KINDS, Group, Kind, WeightSpec
 from metanet.tracing import evaluation_mode
 
@@ -221,7 +220,7 @@ class _Network:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        self.model = _materialised(deepcopy(model)).cpu().double().requires_grad_(False)
+        self.model = double(_materialised(deepcopy(model)).cpu()).requires_grad_(False)
         self.arguments = tree_map_only(
             Tensor, lambda tensor: _generic_input(tensor, generator), (args, dict(kwargs))
         )
@@ -265,7 +264,7 @@ class _Network:
                 tensor.copy_(state[name])
             torch.manual_seed(0)
             args, kwargs = tree_map_only(Tensor, Tensor.clone, self.arguments)
-            with _default_float64(), _Float64():  # type: ignore[no-untyped-call]
+            with float64():
                 returned = self.model(*args, **kwargs)
         leaves = [leaf for leaf in tree_leaves(_plain(returned)) if isinstance(leaf, Tensor)]
         return [leaf.clone() for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
@@ -294,7 +293,8 @@ class _Network:
         value = self.values[name]
         if not value.numel():
             return True
-        changed = value * 1.25 + 0.25 if value.is_floating_point() else value + 1
+        whole = not (value.is_floating_point() or value.is_complex())
+        changed = value + 1 if whole else value * 1.25 + 0.25
         state = {key: changed if tensor is value else tensor for key, tensor in self.values.items()}
         return self.error(state) == 0.0
 
@@ -313,8 +313,8 @@ def _materialised(model: nn.Module) -> nn.Module:
 
 
 def _generic_input(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if tensor.is_floating_point():
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    if tensor.dtype in WIDE or tensor.dtype in WIDE.values():
+        return torch.randn(tensor.shape, generator=generator, dtype=WIDE.get(tensor.dtype, tensor.dtype))
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
 
 
@@ -322,6 +322,9 @@ def _generic(
     name: str, tensor: Tensor, role: str | None, parameter: bool, generator: torch.Generator
 ) -> Tensor:
     """Return a generic value of an entry: nothing zero, one, or twice the same, activations of order one."""
+    if tensor.is_complex():
+        parts = [_generic(name, tensor.real, role, parameter, generator) for _ in range(2)]
+        return torch.complex(*parts) * 0.5**0.5
     if not tensor.is_floating_point():
         return tensor.detach().clone()
     uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
@@ -333,30 +336,6 @@ def _generic(
         return (uniform * 2 - 1) * float((6 / fan_in) ** 0.5)
     negative = torch.randint(2, tensor.shape, generator=generator).bool()
     return torch.where(negative, -1.0, 1.0) * (uniform * 0.6 + 0.2)
-
-
-class _Float64(TorchDispatchMode):
-    """Keeps in float64 whatever a module casts to or makes in another floating-point type."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def widen(value: Any) -> Any:
-            if isinstance(value, torch.dtype) and value.is_floating_point:
-                return torch.float64
-            narrow = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-            return value.double() if narrow and not func._schema.is_mutable else value
-
-        args, kwargs = tree_map(widen, (tuple(args), dict(kwargs or {})))
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _default_float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _plain(value: Any) -> Any:

@@ -43,6 +43,7 @@ Dimensions of attributes are counted from the front. Dropout, casts and copies a
 
 from metanet.rules import (
     attention,
+    complex_numbers,
     concat,
     conv,
     embedding,
@@ -59,6 +60,7 @@ from metanet.rules.registry import RULES, Call, Value, rule
 
 FAMILIES = (
     attention,
+    complex_numbers,
     concat,
     conv,
     embedding,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from metanet.dimension import Dim, fuse
-from metanet.rules.registry import Call, Value, rule
+from metanet.dimension import Dim, fixed, fuse
+from metanet.rules.registry import Call, Result, Value, rule
 
 AFFINE = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
@@ -29,6 +29,19 @@ def batch_norm(call: Call) -> Value:
         parameters=(*AFFINE, *STATISTICS),
         attributes=("eps", "momentum"),
     )
+
+
+@rule("aten._native_batch_norm_legit_no_training.default", "aten._batch_norm_no_update.default")
+def decomposed_batch_norm(call: Call) -> Result:
+    """Normalise by running statistics, as decomposed programs say it; nothing is saved for training."""
+    x = call.tensor("input")
+    at = min(1, len(x.dims) - 1)
+    channel = _per_channel(call, x.dims[at], (*AFFINE, *STATISTICS))
+    dims = (*x.dims[:at], channel, *x.dims[at + 1 :])
+    normed = call.result(
+        "batch_norm", dims, parameters=(*AFFINE, *STATISTICS), attributes=("eps", "momentum")
+    )
+    return [normed, *(Value(tuple(map(fixed, shape))) for shape in call.shapes[1:])]
 
 
 @rule("aten.group_norm.default")

@@ -63,6 +63,7 @@ def unary(call: Call) -> Value:
 def binary(call: Call) -> Value:
     """Unify the dimensions of two tensors; a number, or a constant that is one, becomes an attribute."""
     kind = call.name.removeprefix("aten.").split(".")[0].strip("_")
+    kind = {"max": "maximum", "min": "minimum"}.get(kind, kind)
     values = [value for _, value in call.values()]
     extra: dict[str, Attribute] = {}
     names = [name for name in ("self", "other", "exponent") if name in call.arguments]
@@ -120,6 +121,8 @@ def _register() -> None:
         ):
             RULES.setdefault(f"aten.{name}.{overload}", RuleEntry(binary))
     RULES["aten.pow.Scalar"] = RULES["aten.pow.Tensor_Tensor"]
+    for name in ("max", "min"):
+        RULES[f"aten.{name}.other"] = RuleEntry(binary)
     for name in (
         *(
             "where.self",

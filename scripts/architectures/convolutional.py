@@ -26,7 +26,7 @@ def classifier(*layers: nn.Module, channels: int) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """``relu(branch(x) + shortcut(x))``; the shortcut is an identity, a projection or zero-padded channels."""
+    """``relu(branch(x) + shortcut(x))`` with an identity, a projection or zero-padded channels."""
 
     def __init__(
         self, branch: nn.Module, shortcut: nn.Module | None = None, padded: int = 0, *, relu: bool = True
