@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metanet.dimension import Dim, fixed, join
-from metanet.rules.registry import Call, Result, Value, freeze, rule
+from metanet.rules.registry import Call, Result, Value, freeze, rule, scalar_of
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -45,7 +45,7 @@ def recurrent(call: Call) -> Result:
         call.fix(state.dims[0])
     named = ("has_biases", "num_layers", "bidirectional")
     roles = _roles(call, layers, directions)
-    inputs = [x, *(s for s in states if s.constant is None)]
+    inputs = [x, *(s for s in states if s.constant is None or scalar_of(s) != 0)]
     output = call.result(kind, dims, attributes=(*named, "batch_first"), inputs=inputs)
     assert output.draft is not None
     output.draft.parameters = tuple(roles)

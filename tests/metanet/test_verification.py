@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet import Verification, WeightSpec, spec_of, testing, verify
+from tests.metanet.permutations import permutations_of
 from tests.models import ARCHITECTURES, image
 
 
@@ -17,7 +18,8 @@ def edited(name: str, *changes: tuple[str, str]) -> tuple[WeightSpec, nn.Module,
     """Return a spec whose notation was changed by hand, with its model and inputs."""
     factory, inputs = ARCHITECTURES[name]
     model = factory()
-    text = str(spec_of(model, *inputs))
+    spec = spec_of(model, *inputs)
+    text = str(spec if any("sign" in old for old, _ in changes) else permutations_of(spec))
     rows = [" ".join(row.split()) for row in text.splitlines()]
     for old, new in changes:
         assert old in rows, f"{old!r} is no row of\n" + "\n".join(rows)
@@ -97,11 +99,11 @@ def test_a_verification_says_what_it_found() -> None:
     verification = verify(spec_of(model, *inputs), model, *inputs)
     assert verification.ok
     assert verification.unused == ("1.num_batches_tracked",)
-    assert set(verification.controls) == {"layer0", "layer4"}
+    assert {name for name in verification.controls if " " not in name} == {"layer0", "layer4"}
     assert min(verification.controls.values()) > 1e-2
     text = str(verification)
     assert "the function is kept" in text
-    assert "2 controls" in text
+    assert f"{len(verification.controls)} controls" in text
     assert "1.num_batches_tracked" in text
     assert Verification({}, {}, (), (), 0).max_error == 0.0
 
@@ -145,8 +147,8 @@ def test_a_group_that_the_outputs_do_not_tell_apart_is_named() -> None:
     model, x = Dead(), image(2, 3)
     verification = verify(spec_of(model, x), model, x)
     assert verification.ok
-    assert verification.dead == ("a",)
-    assert "do not tell apart: a" in str(verification)
+    assert verification.dead == ("a", "linear a of a.weight")
+    assert "do not tell apart: a, linear a" in str(verification)
 
 
 def test_what_a_module_casts_down_stays_in_float64() -> None:
