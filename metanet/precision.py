@@ -22,7 +22,8 @@ def double(model: nn.Module) -> nn.Module:
     def widened(tensor: Tensor) -> Tensor:
         return tensor.to(WIDE.get(tensor.dtype, tensor.dtype))
 
-    return model._apply(widened)
+    wide: nn.Module = model._apply(widened)
+    return wide
 
 
 @contextmanager

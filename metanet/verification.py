@@ -324,7 +324,8 @@ def _generic(
     """Return a generic value of an entry: nothing zero, one, or twice the same, activations of order one."""
     if tensor.is_complex():
         parts = [_generic(name, tensor.real, role, parameter, generator) for _ in range(2)]
-        return torch.complex(*parts) * 0.5**0.5
+        value: Tensor = torch.complex(*parts) * 0.5**0.5
+        return value
     if not tensor.is_floating_point():
         return tensor.detach().clone()
     uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)

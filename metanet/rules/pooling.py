@@ -119,3 +119,27 @@ def unfold(call: Call) -> Value:
     kernel = call.shape[-2] // x.dims[-3].size
     dims = (*x.dims[:-3], fuse([x.dims[-3], fixed(kernel)]), fixed(call.shape[-1]))
     return call.result("im2col", dims, attributes=("kernel_size", "dilation", "padding", "stride"))
+
+
+@rule("aten.col2im.default")
+def fold(call: Call) -> Value:
+    """Add patches up where they overlap: ``[n, (c k), positions]`` to ``[n, c, h, w]``."""
+    x = call.tensor("self")
+    call.fix(x.dims[-1])
+    channels = call.shape[-3]
+    outer, inner = call.split(x.dims[-2], [channels, x.dims[-2].size // channels])
+    call.fix(inner)
+    dims = (*x.dims[:-2], outer, *map(fixed, call.shape[-2:]))
+    names = ("output_size", "kernel_size", "dilation", "padding", "stride")
+    return call.result("col2im", dims, attributes=names)
+
+
+@rule("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
+def grid_sample(call: Call) -> Value:
+    """Sample ``[n, c, h, w]`` at the places ``[n, h', w', 2]``, channel by channel: ``[n, c, h', w']``."""
+    x, grid = call.tensor("input"), call.tensor("grid")
+    for dim in (*x.dims[2:], grid.dims[-1]):
+        call.fix(dim)
+    [batch] = call.broadcast([Value(x.dims[:1]), Value(grid.dims[:1])])
+    names = ("interpolation_mode", "padding_mode", "align_corners")
+    return call.result("grid_sample", (batch, x.dims[1], *grid.dims[1:-1]), attributes=names)
