@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metanet.optim.pretrained import MetaWeights
 from metanet.optim.roles import is_matrix
+from metanet.optim.rule import Item, UpdateRule
 
 STACKED = 1 << 16
 """Tensors with fewer elements are stacked with others of their shape; larger ones gain nothing by it."""
@@ -52,60 +52,58 @@ class Bucket:
         group: index of their parameter group.
         role: see `metanet.optim.rule.ROLES`.
         parameters: of one shape.
+        entry: name in the spec, for a bucket of one parameter whose units others share.
     """
 
-    def __init__(self, group: int, role: str, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, group: int, role: str, parameters: Sequence[Tensor], entry: str | None = None) -> None:
+        self.entry = entry
         self.group = group
         self.role = role
         self.parameters = list(parameters)
         self.shape = matrix_shape(self.parameters[0])
         self._state: dict[str, Tensor] | None = None
 
-    def step(
-        self, weights: MetaWeights, group: Mapping[str, Any], states: MutableMapping[Tensor, dict[str, Any]]
-    ) -> None:
-        """Move the parameters that have a gradient."""
+    def items(
+        self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]]
+    ) -> list[tuple[list[Tensor], Item]]:
+        """Return what the rule sees of the parameters that have a gradient, all at once where possible.
+
+        A gradient that is not finite is taken for zero, so that one bad step cannot spoil the state.
+        """
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         if not present:
-            return
-        stacked = self._stacked(weights, states)
+            return []
+        stacked = self._stacked(rule, states)
         counts = {int(states[self.parameters[i]]["count"]) for i in present}
         if len(present) == len(self.parameters) and len(counts) == 1:
-            self._move(weights, group, states, stacked, present)
-            return
-        for i in present:
-            self._move(weights, group, states, {k: s[:, i : i + 1] for k, s in stacked.items()}, [i])
+            return [self._item(states, stacked, present)]
+        return [
+            self._item(states, {name: s[:, i : i + 1] for name, s in stacked.items()}, [i]) for i in present
+        ]
 
-    def _move(
+    def _item(
         self,
-        weights: MetaWeights,
-        group: Mapping[str, Any],
         states: MutableMapping[Tensor, dict[str, Any]],
         state: Mapping[str, Tensor],
         members: Sequence[int],
-    ) -> None:
+    ) -> tuple[list[Tensor], Item]:
         chosen = [self.parameters[i] for i in members]
-        gradients = self._gather([self._gradient(p) for p in chosen])
-        values = self._gather(chosen)
-        whole = gradients.isfinite().flatten(1).all(1)
-        gradients = gradients.nan_to_num(0.0, 0.0, 0.0) * whole.reshape(-1, *(1,) * len(self.shape))
+        gradients = self._gather([_gradient(p) for p in chosen])
+        whole = gradients.isfinite().flatten(1).all(1).reshape(-1, *(1,) * len(self.shape))
+        gradients = gradients.nan_to_num(0.0, 0.0, 0.0) * whole
         count = int(states[chosen[0]]["count"]) + 1
-        step, total = int(group["step"]), int(group["total_steps"])
-        metas = weights.on(values.device)
-        moved = weights.rule.direction(
-            metas, self.role, values, gradients, state, count, min((step + 0.5) / total, 1.0)
-        )
-        eta = weights.rule.rate(metas, self.role, min(step, total - 1), total)
-        if group["weight_decay"]:
-            moved = moved.add(values, alpha=group["weight_decay"])
-        moved = moved.nan_to_num(0.0, 0.0, 0.0) * (eta * group["lr"]).reshape(-1, *(1,) * len(self.shape))
-        for parameter, change in zip(chosen, moved, strict=True):
-            change = change.reshape(parameter.shape)
-            if parameter.dtype == change.dtype:
-                parameter.sub_(change)
-            else:
-                parameter.copy_(parameter.to(change.dtype) - change)
+        for parameter in chosen:
             states[parameter]["count"] = count
+        return chosen, Item(self.role, self._gather(chosen), gradients, state, count, self.entry)
+
+    def move(self, parameters: Sequence[Tensor], changes: Tensor) -> None:
+        """Subtract ``[K, *shape]`` changes; in a narrow type the difference is rounded once."""
+        for parameter, change in zip(parameters, changes, strict=True):
+            shaped = change.reshape(parameter.shape)
+            if parameter.dtype == change.dtype:
+                parameter.sub_(shaped)
+            else:
+                parameter.copy_(parameter.to(change.dtype) - shaped)
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         rows = [t.detach().reshape(self.shape) for t in tensors]
@@ -113,21 +111,11 @@ class Bucket:
         stacked = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
         return stacked.to(wide)
 
-    @staticmethod
-    def _gradient(parameter: Tensor) -> Tensor:
-        gradient = parameter.grad
-        assert gradient is not None
-        if gradient.is_sparse:
-            raise TypeError("sparse gradients are not supported; use nn.Embedding(sparse=False)")
-        return gradient
-
-    def _stacked(
-        self, weights: MetaWeights, states: MutableMapping[Tensor, dict[str, Any]]
-    ) -> dict[str, Tensor]:
+    def _stacked(self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]]) -> dict[str, Tensor]:
         """Return the stacked state ``[slots, K, *shape]``, made of what the parameters have or of zeros."""
         if self._state is None:
             like = self._gather(self.parameters[:1])
-            stacked = weights.rule.state((len(self.parameters), *self.shape), like)
+            stacked = rule.state((len(self.parameters), *self.shape), like)
             for i, parameter in enumerate(self.parameters):
                 kept = states.get(parameter) or {}
                 for name, tensor in stacked.items():
@@ -138,3 +126,11 @@ class Bucket:
                 states[parameter] = kept
             self._state = stacked
         return self._state
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        raise TypeError("sparse gradients are not supported; use nn.Embedding(sparse=False)")
+    return gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metanet.optim.bucket import Bucket, bucket_key, check_parameter
+from metanet.optim.links import Links
 from metanet.optim.pretrained import MetaWeights, load_meta_weights
-from metanet.optim.roles import roles_of, roles_of_parameters
-from metanet.optim.rule import ROLES
+from metanet.optim.roles import is_matrix, roles_of
+from metanet.optim.rule import ROLES, Item, Metas
+from metanet.spec import WeightSpec
 
 
 class LearnedOptimizer(Optimizer):
@@ -30,6 +32,8 @@ class LearnedOptimizer(Optimizer):
         params: tensors, ``(name, tensor)`` pairs, or groups of them (``"role"`` in a group sets it).
         total_steps: number of steps of the whole training.
         weights: the meta-weights (`load_meta_weights`).
+        spec: of the network, whose entries carry the names of the parameters; without one, tensors are
+            treated one by one (terms across tensors are off).
         lr: multiplier of the step size.
         weight_decay: decoupled, times the step size, as in AdamW.
 
@@ -44,6 +48,7 @@ class LearnedOptimizer(Optimizer):
         *,
         total_steps: int,
         weights: MetaWeights,
+        spec: WeightSpec | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
@@ -55,6 +60,7 @@ class LearnedOptimizer(Optimizer):
         if (isinstance(lr, float) and lr < 0) or weight_decay < 0:
             raise ValueError(f"lr and weight_decay must not be negative, found {lr} and {weight_decay}")
         self.weights = weights
+        self.links = None if spec is None else Links(spec)
         self._buckets: list[Bucket] | None = None
         self._warned: set[str] = set()
         defaults = {
@@ -74,6 +80,8 @@ class LearnedOptimizer(Optimizer):
         model: nn.Module,
         *,
         total_steps: int,
+        example_args: Sequence[Any] | None = None,
+        spec: WeightSpec | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
     ) -> LearnedOptimizer:
@@ -83,6 +91,9 @@ class LearnedOptimizer(Optimizer):
             name: of shipped weights (``metanet optim list``), or the path of a file of meta-weights.
             model: the network; a distributed or compiled one is unwrapped.
             total_steps: number of steps of the whole training.
+            example_args: inputs of the model to derive its spec from; by default those of a Lightning
+                module's ``example_input_array``. Only needed by rules that link tensors.
+            spec: of the model, if it is at hand.
             lr: multiplier of the step size.
             weight_decay: decoupled; for matrices only.
 
@@ -90,6 +101,9 @@ class LearnedOptimizer(Optimizer):
             ValueError: see the class; unknown weights.
         """
         model = unwrapped(model)
+        weights = load_meta_weights(name)
+        if spec is None and weights.rule.linked:
+            spec = _derived(model, example_args)
         roles = roles_of(model)
         groups: dict[str, list[tuple[str, Tensor]]] = {}
         for parameter_name, parameter in model.named_parameters():
@@ -107,7 +121,8 @@ class LearnedOptimizer(Optimizer):
         return cls(
             params,
             total_steps=total_steps,
-            weights=load_meta_weights(name),
+            weights=weights,
+            spec=spec,
             lr=lr,
             weight_decay=weight_decay,
         )
@@ -140,30 +155,55 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for bucket in self.buckets():
-            group = self.param_groups[bucket.group]
-            if group["step"] >= group["total_steps"]:
-                self._warn_horizon(group["total_steps"])
-            bucket.step(self.weights, group, self.state)
+        rule = self.weights.rule
+        pending = [
+            (bucket, parameters, item)
+            for bucket in self.buckets()
+            for parameters, item in bucket.items(rule, self.state)
+        ]
+        if pending:
+            first = self.param_groups[0]
+            progress = min((first["step"] + 0.5) / first["total_steps"], 1.0)
+            metas = self.weights.like(pending[0][2].values)
+            moves = rule.directions(metas, [item for *_, item in pending], progress, self.links)
+            for (bucket, parameters, item), moved in zip(pending, moves, strict=True):
+                bucket.move(parameters, self._change(metas, bucket, item, moved))
         for group in self.param_groups:
             group["step"] += 1
         return loss
 
+    def _change(self, metas: Metas, bucket: Bucket, item: Item, moved: Tensor) -> Tensor:
+        """Return the rate times the rule's direction, or times Adam's where that is not finite."""
+        group = self.param_groups[bucket.group]
+        step, total = int(group["step"]), int(group["total_steps"])
+        if step >= total:
+            self._warn_horizon(total)
+        fallback = item.state["momenta"][1] / (item.state["second"][0].sqrt() + 1e-8)
+        moved = torch.where(moved.isfinite().all(), moved, fallback)
+        if group["weight_decay"]:
+            moved = moved.add(item.values, alpha=group["weight_decay"])
+        eta = self.weights.rule.rate(metas, item.role, min(step, total - 1), total)
+        change: Tensor = moved * (eta * group["lr"]).reshape(-1, *(1,) * (moved.ndim - 1))
+        return change
+
     def buckets(self) -> list[Bucket]:
         """Return the parameters by shape, role and device; the small ones of a bucket move at once."""
         if self._buckets is None:
-            found: dict[Any, list[Tensor]] = {}
+            found: dict[Any, tuple[str | None, list[Tensor]]] = {}
             for number, group in enumerate(self.param_groups):
-                shapes = roles_of_parameters({str(i): p for i, p in enumerate(group["params"])})
-                for parameter, guess in zip(group["params"], shapes.values(), strict=True):
-                    role = "vector" if guess == "vector" else group["role"] or "hidden"
-                    found.setdefault((number, role, *bucket_key(parameter)), []).append(parameter)
-            self._buckets = [Bucket(key[0], key[1], parameters) for key, parameters in found.items()]
+                names = group.get("param_names") or [None] * len(group["params"])
+                for parameter, name in zip(group["params"], names, strict=True):
+                    role = (group["role"] or "hidden") if is_matrix(parameter) else "vector"
+                    entry = name if self.links is not None and self.links.knows(name) else None
+                    key = (number, role, entry, *bucket_key(parameter))
+                    found.setdefault(key, (entry, []))[1].append(parameter)
+            self._buckets = [Bucket(key[0], key[1], ps, entry) for key, (entry, ps) in found.items()]
         return self._buckets
 
     def describe(self) -> str:
         """Return a table of which parameter is treated how."""
-        lines = [f"{self.weights.name} ({self.weights.hash[:12]}), rule {self.weights.rule.name}"]
+        across = "" if self.links else ", tensors one by one"
+        lines = [f"{self.weights.name} ({self.weights.hash[:12]}), rule {self.weights.rule.name}{across}"]
         for bucket in self.buckets():
             names = self.param_groups[bucket.group].get("param_names")
             members = self.param_groups[bucket.group]["params"]
@@ -213,6 +253,19 @@ class LearnedOptimizer(Optimizer):
                 "come to its end and further steps are tiny. Make it with the number of steps you train for.",
                 stacklevel=3,
             )
+
+
+def _derived(model: nn.Module, example_args: Sequence[Any] | None) -> WeightSpec | None:
+    """Return the spec of a model if there are inputs to derive it from."""
+    if example_args is None:
+        example_args = getattr(model, "example_input_array", None)
+        if isinstance(example_args, Tensor):
+            example_args = (example_args,)
+    if example_args is None or isinstance(example_args, Mapping):
+        return None
+    from metanet.derive import spec_of
+
+    return spec_of(model, *example_args)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

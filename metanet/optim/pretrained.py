@@ -7,15 +7,17 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metanet.optim.network import MixingRule, PerParameterRule
 from metanet.optim.rule import UpdateRule
 from metanet.optim.structured import StructuredRule
 
-RULES: dict[str, type[UpdateRule]] = {StructuredRule.name: StructuredRule}
+RULES: dict[str, type[UpdateRule]] = {
+    rule.name: rule for rule in (StructuredRule, PerParameterRule, MixingRule)
+}
 """Update rules by the name that a file of meta-weights gives."""
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -45,9 +47,9 @@ class MetaWeights:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def on(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the meta-parameters on a device."""
-        return self.metas if device.type == "cpu" else {k: t.to(device) for k, t in self.metas.items()}
+    def like(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Return the meta-parameters in the type and on the device of a tensor."""
+        return {name: meta.to(tensor) for name, meta in self.metas.items()}
 
     @classmethod
     def initial(cls, rule: UpdateRule) -> MetaWeights:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -39,8 +37,3 @@ def roles_of(model: nn.Module) -> dict[str, str]:
 def is_matrix(tensor: Tensor) -> bool:
     """Return whether a tensor has at least two dimensions longer than one; kernel offsets are columns."""
     return tensor.ndim >= 2 and tensor.shape[0] > 1 and tensor[0].numel() > 1
-
-
-def roles_of_parameters(named: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return roles where only named tensors are known: matrices are hidden, all else vectors."""
-    return {name: "hidden" if is_matrix(tensor) else "vector" for name, tensor in named.items()}

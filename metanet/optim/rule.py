@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metanet.optim.links import Links
+
 ROLES = ("hidden", "output", "embedding", "vector")
 """How a tensor is treated: a matrix between units, the last matrix, an embedding, or one dimension."""
 
@@ -30,6 +32,27 @@ Metas = Mapping[str, Tensor]
 """Meta-parameters by name, each ``[P, n]``: P is K (every tensor of a bucket has its own) or 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One bucket in a step.
+
+    Args:
+        role: of the tensors, one of `ROLES`.
+        values: ``[K, rows, columns]`` or ``[K, n]``.
+        gradients: the same shape.
+        state: of the bucket; updated in place.
+        count: gradients that the state will have seen, this one included.
+        entry: name of the tensor in the spec, for terms across tensors.
+    """
+
+    role: str
+    values: Tensor
+    gradients: Tensor
+    state: Mapping[str, Tensor]
+    count: int
+    entry: str | None = None
+
+
 class UpdateRule(ABC):
     """A learned update rule.
 
@@ -38,6 +61,8 @@ class UpdateRule(ABC):
 
     name: str
     metas: Mapping[str, Meta]
+    linked: bool = False
+    """Whether the rule has terms across tensors, for which it wants the spec of the network."""
 
     @property
     def size(self) -> int:
@@ -66,24 +91,14 @@ class UpdateRule(ABC):
         """Return the ``[P]`` step sizes at a step in 0 … horizon - 1: the rule's own schedule."""
 
     @abstractmethod
-    def direction(
-        self,
-        metas: Metas,
-        role: str,
-        values: Tensor,
-        gradients: Tensor,
-        state: Mapping[str, Tensor],
-        count: int,
-        progress: float,
-    ) -> Tensor:
-        """Return what a step of rate one subtracts, and take the gradients into the state.
+    def directions(
+        self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
+    ) -> list[Tensor]:
+        """Return what a step of rate one subtracts from every bucket, and take the gradients into the states.
 
         Args:
             metas: meta-parameters.
-            role: of the tensors, one of `ROLES`.
-            values: ``[K, rows, columns]`` or ``[K, n]``.
-            gradients: the same shape.
-            state: of the bucket; updated in place.
-            count: gradients that the state will have seen, this one included.
+            items: buckets; all tensors of a network where terms across tensors are wanted.
             progress: τ in [0, 1], how much of the training is over.
+            links: which units tensors share; None leaves terms across tensors out.
         """

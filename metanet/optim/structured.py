@@ -28,8 +28,9 @@ from math import cos, exp, log, pi
 
 from torch import Tensor
 
+from metanet.optim.links import Links
 from metanet.optim.newton_schulz import orthogonalize
-from metanet.optim.rule import ROLES, Meta, Metas, UpdateRule
+from metanet.optim.rule import ROLES, Item, Meta, Metas, UpdateRule
 
 BETAS = (0.8, 0.95, 0.99)
 SECOND_BETA = 0.99
@@ -74,17 +75,16 @@ class StructuredRule(UpdateRule):
         result: Tensor = (schedule + metas["log_rate"][:, ROLES.index(role)]).exp()
         return result
 
-    def direction(
-        self,
-        metas: Metas,
-        role: str,
-        values: Tensor,
-        gradients: Tensor,
-        state: Mapping[str, Tensor],
-        count: int,
-        progress: float,
-    ) -> Tensor:
+    def directions(
+        self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
+    ) -> list[Tensor]:
         """Return o O + s A + λ W for matrices between units, A for vectors and embeddings."""
+        return [self.base(metas, item, progress)[0] for item in items]
+
+    def base(self, metas: Metas, item: Item, progress: float) -> tuple[Tensor, Tensor]:
+        """Return the direction of one bucket, and the Adam direction beside it."""
+        values, gradients, count, role = item.values, item.gradients, item.count, item.role
+        state = item.state
         momenta, second = state["momenta"], state["second"][0]
         for beta, momentum in zip(BETAS, momenta, strict=True):
             momentum.lerp_(gradients, 1 - beta)
@@ -107,12 +107,11 @@ class StructuredRule(UpdateRule):
         root = (second / (1 - SECOND_BETA**count)).sqrt_().add_(EPS)
         moved: Tensor = mixture("adam_momentum").div_(root)
         if values.ndim < 3 or role == "embedding":
-            return moved
+            return moved, moved
         place = ROLES.index(role)
         rows, columns = values.shape[1:]
         turned = orthogonalize(mixture("momentum"))
         squares = turned.square().mean(-1, keepdim=True).add_(1e-12)
         turned = turned * (squares.mean(-2, keepdim=True) / squares).pow(0.5 * column("row_power", 0))
         size = column("log_orthogonal", place).exp() * max(1.0, rows / columns) ** 0.5
-        moved = moved * column("adam", place) + turned * size + values * column("decay", 0)
-        return moved
+        return moved * column("adam", place) + turned * size + values * column("decay", 0), moved

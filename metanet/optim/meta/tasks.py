@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from metanet.optim.links import Links
+from metanet.spec import WeightSpec
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -37,6 +41,16 @@ class Classification:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[N, B, features]`` inputs and ``[N, B]`` labels for ``[N, B]`` indices."""
         return self.inputs[indices], self.labels[indices]
+
+
+@lru_cache(maxsize=256)
+def _links(widths: tuple[int, ...]) -> Links:
+    layers = len(widths) - 1
+    axes = [str(widths[0]), *(f"h{i}" for i in range(1, layers)), str(widths[-1])]
+    lines = ["groups " + " ".join(f"h{i}: {widths[i]}" for i in range(1, layers))]
+    for i in range(layers):
+        lines += [f"{i}.weight {axes[i + 1]} {axes[i]}", f"{i}.bias {axes[i + 1]}"]
+    return Links(WeightSpec.parse("\n".join(lines)))
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,16 @@ class MLPTask:
         return tuple(
             role for i in range(layers) for role in ("output" if i == layers - 1 else "hidden", "vector")
         )
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Names of the parameters, in order."""
+        return tuple(f"{i}.{kind}" for i in range(len(self.widths) - 1) for kind in ("weight", "bias"))
+
+    @property
+    def links(self) -> Links:
+        """Return which units the tensors share: rows, bias, and the columns of the next layer."""
+        return _links(self.widths)
 
     def initialize(self, count: int, generator: torch.Generator) -> list[Tensor]:
         """Draw ``count`` networks: weights ``[count, out, in]`` and biases ``[count, out]``."""

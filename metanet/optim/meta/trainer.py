@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metanet.optim.meta.evolution import PersistentES
 from metanet.optim.meta.tasks import MLPTask
-from metanet.optim.rule import UpdateRule
+from metanet.optim.rule import Item, UpdateRule
 
 TaskDraw = Callable[[torch.Generator], MLPTask]
 """Draws a task of a distribution."""
@@ -200,7 +200,12 @@ def apply(
 ) -> None:
     """Take one step of a rule on every particle of a group, in place."""
     progress = min((group.step + 0.5) / group.horizon, 1.0)
-    for role, values, gradient, state in zip(roles, group.parameters, gradients, group.states, strict=True):
-        moved = rule.direction(metas, role, values, gradient, state, group.step + 1, progress)
-        eta = rule.rate(metas, role, group.step, group.horizon)
-        values.sub_(moved * eta.reshape(-1, *(1,) * (values.ndim - 1)))
+    items = [
+        Item(role, values, gradient, state, group.step + 1, entry)
+        for role, values, gradient, state, entry in zip(
+            roles, group.parameters, gradients, group.states, group.task.entries, strict=True
+        )
+    ]
+    for item, moved in zip(items, rule.directions(metas, items, progress, group.task.links), strict=True):
+        eta = rule.rate(metas, item.role, group.step, group.horizon)
+        item.values.sub_(moved * eta.reshape(-1, *(1,) * (moved.ndim - 1)))
