@@ -7,7 +7,9 @@ meaning of their own). Each of these only shrinks the group of allowed permutati
 Two kinds stand apart. An *any* dimension is one along which a value does not vary (a zero state, an
 expanded batch): it agrees with everything. A *selector* and its *choices* are dimensions of a stacked tensor
 (``qkv`` as ``[3, heads, width]``, LSTM's final states ``[layers, batch, units]``) whose later dimensions
-differ from index to index of the selector until one index is taken.
+differ from index to index of the selector until one index is taken. *Sorted* indices (tokens in the order of
+the experts that they were sent to) are in an order that permuting the dimension called ``selector`` changes:
+they agree with themselves alone.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Literal
 
 from metanet.axis import Axis, Concat, Fixed, Perm, concat, product
 
-State = Literal["plain", "fixed", "any", "product", "concat", "selector", "choice"]
+State = Literal["plain", "fixed", "any", "product", "concat", "selector", "choice", "sorted"]
 
 
 class Dim:
@@ -29,7 +31,8 @@ class Dim:
         state: what is known.
         parts: factors of a product, parts of a concatenation, alternatives of a choice.
         cause: of a fixed dimension: what fixed it, if that is not its nature.
-        selector: of a choice: the dimension that selects the alternative.
+        selector: of a choice: the dimension that selects the alternative; of a sorted dimension: the one
+            whose order it follows.
     """
 
     __slots__ = ("_link", "cause", "parts", "selector", "size", "state")

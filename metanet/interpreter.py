@@ -70,8 +70,10 @@ def interpret(program: ExportedProgram, model: nn.Module, ties: Sequence[tuple[s
     for value in tree_leaves(returned):
         if isinstance(value, Value):
             found.outputs.append(value)
-            for dim in value.dims:
+            for dim in (*value.dims, *([value.labels] if value.labels is not None else [])):
                 found.dimensions.fix(dim)
+            if value.offsets is not None:
+                found.dimensions.fix(value.offsets[1])
     found.dimensions.settle()
     return found
 
@@ -151,10 +153,19 @@ class _Interpreter:
         if not entry.stacked:
             for _, value in call.values():
                 value.dims = tuple(map(self.dimensions.collapse, value.dims))
+        values = [value for _, value in call.values()]
+        same = len({id(v.labels.root()) if v.labels is not None else 0 for v in values}) == 1
+        if entry.labels == "lost" or (entry.labels == "kept" and not same):
+            call.forget(*values)
+        elif entry.labels == "kept":
+            call.forget(*(value for value in values if value.offsets is not None))
         try:
             result = entry.function(call)
             shapes = tuple(value.shape for value in (result if isinstance(result, list) else [result]))
             if shapes == call.shapes:
+                if entry.labels == "kept" and same:
+                    for value in result if isinstance(result, list) else [result]:
+                        value.labels = values[0].labels
                 return result
             found = f"its rule gives {shapes} where the operation gives {call.shapes}"
         except (AssertionError, LookupError) as error:
@@ -174,6 +185,7 @@ class _Interpreter:
 
     def unknown(self, call: Call, reason: str = "") -> Any:
         """Interpret an operation without a rule: everything it touches is fixed, and said to be lost."""
+        call.forget(*(value for _, value in call.values()))
         for _, value in call.values():
             for dim in value.dims:
                 self.dimensions.lose(dim, f"{call.name} ({reason})" if reason else call.name)
@@ -201,6 +213,8 @@ class _Interpreter:
             known = not values and str(node.target).startswith(UNIFORM_FACTORIES)
             return Value(tuple(map(uniform if known else fixed, shapes[0]))) if len(shapes) == 1 else None
         tensors = tree_map_only(Value, lambda value: value.constant, (arguments, dict(keywords)))
+        if tensors[1].get("device") == torch.device("meta"):
+            tensors[1]["device"] = torch.device("cpu")  # so that its values are known
         assert callable(node.target)
         with torch.no_grad():
             result = node.target(*tensors[0], **tensors[1])

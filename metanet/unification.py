@@ -30,8 +30,10 @@ class Dimensions:
         dim = dim.root()
         if dim.state == "any":
             return fixed(dim.size)
-        if dim.state == "plain":
+        if dim.state in ("plain", "sorted"):
             dim.state, dim.cause = "fixed", cause
+            if dim.selector is not None:
+                self.lose(dim.selector)
         for part in dim.parts:
             self.fix(part, cause)
         return dim
@@ -57,6 +59,8 @@ class Dimensions:
             return self.unify(self.collapse(a), self.collapse(b))
         if a.state == "any" or b.state == "any":
             return b if a.state == "any" else a
+        if "sorted" in (a.state, b.state):
+            return self.unify(self.fix(a), self.fix(b))
         if b.state == "plain":
             a, b = b, a
         if a.state == "plain":
@@ -124,6 +128,8 @@ class Dimensions:
         if not cuts:
             return [dim]
         sizes = [stop - start for start, stop in pairwise([0, *cuts, dim.size])]
+        if dim.state == "sorted":
+            self.fix(dim)
         if dim.state in ("fixed", "any"):
             return [uniform(n) if dim.state == "any" else Dim(n, "fixed", cause=dim.cause) for n in sizes]
         if dim.state == "plain":
@@ -236,6 +242,8 @@ class Dimensions:
     def _factor(self, dim: Dim, outer: int) -> tuple[Dim, Dim] | None:
         """Split one factor in two, the outer one of a given size."""
         inner = dim.size // outer
+        if dim.state == "sorted":
+            self.fix(dim)
         if dim.state == "fixed":
             return Dim(outer, "fixed", cause=dim.cause), Dim(inner, "fixed", cause=dim.cause)
         if dim.state == "any":

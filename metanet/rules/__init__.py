@@ -43,35 +43,49 @@ Dimensions of attributes are counted from the front. Dropout, casts and copies a
 
 from metanet.rules import (
     attention,
+    broadcast,
     complex_numbers,
     concat,
     conv,
+    distance,
     embedding,
+    experts,
     indexing,
     linear,
+    matrices,
     norm,
+    ordering,
     pointwise,
     pooling,
     recurrent,
     reduction,
     reshape,
+    scatter,
+    windows,
 )
 from metanet.rules.registry import RULES, Call, Value, rule
 
 FAMILIES = (
     attention,
+    broadcast,
     complex_numbers,
     concat,
     conv,
+    distance,
     embedding,
+    experts,
     indexing,
     linear,
+    matrices,
     norm,
+    ordering,
     pointwise,
     pooling,
     recurrent,
     reduction,
     reshape,
+    scatter,
+    windows,
 )
 
 __all__ = ["FAMILIES", "RULES", "Call", "Value", "rule"]

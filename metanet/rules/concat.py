@@ -8,7 +8,7 @@ from metanet.dimension import Dim, fixed, join
 from metanet.rules.registry import Call, Result, Value, rule
 
 
-@rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+@rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default", labels="kept")
 def cat(call: Call) -> Value:
     """Lay dimensions end to end; the others are one."""
     values = [v for _, v in call.values() if v.shape != (0,)]
@@ -19,7 +19,7 @@ def cat(call: Call) -> Value:
     return call.result("cat", dims, inputs=values, extra={"dim": at})
 
 
-@rule("aten.stack.default")
+@rule("aten.stack.default", labels="kept")
 def stack(call: Call) -> Value:
     """Put tensors side by side along a new dimension; if it is only picked from, they need not agree."""
     values = [value for _, value in call.values()]
@@ -36,7 +36,7 @@ def _part(call: Call, x: Value, at: int, part: Dim, start: int) -> Value:
 
 @rule("aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default",
       "aten.tensor_split.sections", "aten.tensor_split.indices",
-      "aten.unsafe_split.Tensor", "aten.unsafe_chunk.default")  # fmt: skip
+      "aten.unsafe_split.Tensor", "aten.unsafe_chunk.default", labels="kept")  # fmt: skip
 def split(call: Call) -> Result:
     """Cut a dimension into consecutive parts."""
     x = next(value for _, value in call.values())
@@ -51,7 +51,7 @@ def split(call: Call) -> Result:
     ]
 
 
-@rule("aten.slice.Tensor", "aten.narrow.default", stacked=True)
+@rule("aten.slice.Tensor", "aten.narrow.default", stacked=True, labels="kept")
 def slice_(call: Call) -> Value:
     """Take a range of a dimension: the rest is cut off. Every other index of it fixes the dimension."""
     x = call.tensor("self")
@@ -104,7 +104,7 @@ def _narrow(call: Call, x: Value, at: int, selector: Dim, start: int, taken: int
     return call.result("slice", dims, inputs=[x], extra=extra)
 
 
-@rule("aten.select.int", stacked=True)
+@rule("aten.select.int", stacked=True, labels="kept")
 def select(call: Call) -> Value:
     """Take one index of a dimension: it is set apart from the others."""
     x = call.tensor("self")
@@ -112,7 +112,7 @@ def select(call: Call) -> Value:
     return _pick(call, x, at, _wrap(call.argument("index"), x.dims[at].size, 0))
 
 
-@rule("aten.unbind.int", stacked=True)
+@rule("aten.unbind.int", stacked=True, labels="kept")
 def unbind(call: Call) -> Result:
     """Take every index of a dimension."""
     x = call.tensor("self")

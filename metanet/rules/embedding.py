@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from metanet.dimension import fixed
+from metanet.dimension import fixed, join
+from metanet.rules.indexing import address
 from metanet.rules.registry import Call, Value, rule
 
 
-@rule("aten.embedding.default")
+@rule("aten.embedding.default", labels="read")
 def embedding(call: Call) -> Value:
-    """Take rows of ``[vocabulary, width]`` by index."""
+    """Take rows of ``[vocabulary, width]`` by index; those of a codebook are interchangeable."""
     weight, indices = call.tensor("weight"), call.tensor("indices")
-    call.fix(weight.dims[0])
+    address(call, weight.dims[0], indices)
     return call.result(
         "embedding", (*indices.dims, *weight.dims[1:]), parameters=("weight",), attributes=("padding_idx",)
     )
 
 
-@rule("aten.one_hot.default")
+@rule("aten.one_hot.default", labels="read")
 def one_hot(call: Call) -> Value:
-    """Write indices as unit vectors."""
+    """Write indices as unit vectors: labels give the dimension that they are labels of."""
     x = call.tensor("self")
-    return call.result("one_hot", (*x.dims, fixed(call.shape[-1])))
+    extra = call.shape[-1] - (x.labels.size if x.labels is not None else 0)
+    if x.labels is None or extra < 0:
+        call.forget(x)
+        return call.result("one_hot", (*x.dims, fixed(call.shape[-1])))
+    return call.result("one_hot", (*x.dims, join([x.labels, *map(fixed, [1] * extra)])))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
-from metanet.rules.registry import RULES, Call, RuleEntry, Value, freeze, rule, scalar_of
+from metanet.rules.registry import RULES, Call, RuleEntry, Value, freeze, is_range, rule, scalar_of
 from metanet.skeleton import Attribute
 
 UNARY: dict[str, tuple[str, ...]] = {
@@ -65,6 +66,7 @@ def binary(call: Call) -> Value:
     kind = call.name.removeprefix("aten.").split(".")[0].strip("_")
     kind = {"max": "maximum", "min": "minimum"}.get(kind, kind)
     values = [value for _, value in call.values()]
+    dims = call.broadcast(_labelled(call, kind, values))
     extra: dict[str, Attribute] = {}
     names = [name for name in ("self", "other", "exponent") if name in call.arguments]
     reverse = kind == "rsub"
@@ -81,7 +83,21 @@ def binary(call: Call) -> Value:
     for name, neutral in (("alpha", 1), ("rounding_mode", None)):
         if call.argument(name, neutral) != neutral:
             extra[name] = freeze(call.argument(name))
-    return call.result(kind, call.broadcast(values), inputs=variables or values, extra=extra)
+    return call.result(kind, dims, inputs=variables or values, extra=extra)
+
+
+def _labelled(call: Call, kind: str, values: list[Value]) -> list[Value]:
+    """Compare labels with 0, 1, …: along these the result has the dimension that they are labels of."""
+    labels = [value.labels.root() for value in values if value.labels is not None]
+    if kind in ("eq", "ne") and len(values) == 2 and labels:
+        if len(labels) == 2 and labels[0] is labels[1]:
+            return values
+        other = values[0] if values[0].labels is None else values[1]
+        if len(labels) == 1 and is_range(other) and max(other.shape) == labels[0].size:
+            dims = tuple(labels[0] if dim.size == labels[0].size else dim for dim in other.dims)
+            return [Value(dims) if value is other else value for value in values]
+    call.forget(*values)
+    return values
 
 
 def elementwise(call: Call) -> Value:
@@ -103,7 +119,12 @@ def unchanged(call: Call) -> Value:
     before, after = source.meta["val"].dtype, call.node.meta["val"].dtype
     if after.is_floating_point or before == after:
         return x
-    return call.result("cast", x.dims, inputs=[x], extra={"dtype": str(after).removeprefix("torch.")})
+    result = call.result("cast", x.dims, inputs=[x], extra={"dtype": str(after).removeprefix("torch.")})
+    if after == torch.bool:
+        call.forget(x)
+    else:
+        result.labels, result.offsets = x.labels, x.offsets
+    return result
 
 
 def _register() -> None:
@@ -119,7 +140,7 @@ def _register() -> None:
             "Tensor_mode",
             "Scalar_mode",
         ):
-            RULES.setdefault(f"aten.{name}.{overload}", RuleEntry(binary))
+            RULES.setdefault(f"aten.{name}.{overload}", RuleEntry(binary, labels="read"))
     RULES["aten.pow.Scalar"] = RULES["aten.pow.Tensor_Tensor"]
     for name in ("max", "min"):
         RULES[f"aten.{name}.other"] = RuleEntry(binary)
@@ -145,7 +166,7 @@ def _register() -> None:
         RULES[f"aten.{name}"] = RuleEntry(elementwise)
     for name in UNCHANGED:
         target = name if "." in name else f"{name}.default"
-        RULES[f"aten.{target}"] = RuleEntry(unchanged, stacked=True)
+        RULES[f"aten.{target}"] = RuleEntry(unchanged, stacked=True, labels="read")
 
 
 _register()

@@ -56,37 +56,12 @@ def moments(call: Call) -> Result:
     return [first, call.result("mean", dims, extra=extra)]
 
 
-@rule("aten.max.dim", "aten.min.dim", "aten.argmax.default", "aten.argmin.default")
-def extremum(call: Call) -> Result:
-    """Find an extremum and where it is: the place tells the indices apart."""
-    x = call.tensor("self")
-    dims, gone = reduced(call, x)
-    for i in gone:
-        call.fix(x.dims[i])
-    kind = call.name.split(".")[1]
-    extra: dict[str, Attribute] = {"dims": gone, "keepdim": bool(call.argument("keepdim", False))}
-    first = call.result(kind, dims, extra=extra)
-    if len(call.shapes) == 1:
-        return first
-    return [first, call.result("getitem", dims, inputs=[first], extra={"index": 1})]
-
-
 @rule("aten.softmax.int", "aten.log_softmax.int", "aten._softmax.default", "aten._log_softmax.default")
 def softmax(call: Call) -> Value:
     """Normalise along a dimension, whatever the order of its indices."""
     x = next(value for _, value in call.values())
     kind = call.name.split(".")[1].strip("_")
     return call.result(kind, x.dims, extra={"dim": call.dim("dim", len(x.dims))})
-
-
-@rule("aten.cumsum.default", "aten.cumprod.default", "aten.logcumsumexp.default")
-def cumulate(call: Call) -> Value:
-    """Accumulate along a dimension, in the order of its indices."""
-    x = next(value for _, value in call.values())
-    at = call.dim("dim", len(x.dims))
-    dims = list(x.dims)
-    dims[at] = call.fix(dims[at])
-    return call.result(call.name.split(".")[1], dims, extra={"dim": at})
 
 
 @rule("aten.cosine_similarity.default")

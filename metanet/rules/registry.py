@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -39,12 +39,18 @@ class Value:
         draft: the operation that made it; None for a state-dict entry or a constant that none has read yet.
         entry: name, if it is a state-dict entry itself.
         constant: the real values, if it depends on no entry and no input.
+        labels: of integers that are indices of a dimension which may be permuted (the experts that a router
+            chose): that dimension. They change when it is permuted, whatever their own dimensions.
+        offsets: of a running sum of how many labels of a dimension there are: the labels' own dimension,
+            sorted, and that dimension. Only an operation on blocks of such rows may read it.
     """
 
     dims: tuple[Dim, ...]
     draft: Draft | None = None
     entry: str | None = None
     constant: Tensor | None = None
+    labels: Dim | None = None
+    offsets: tuple[Dim, Dim] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +71,9 @@ Result: TypeAlias = Value | list[Value]
 Rule: TypeAlias = Callable[["Call"], Result]
 
 
+Labels: TypeAlias = Literal["lost", "kept", "read"]
+
+
 @dataclass(frozen=True, slots=True)
 class RuleEntry:
     """A registered rule.
@@ -73,17 +82,20 @@ class RuleEntry:
         function: the rule.
         stacked: whether it handles selectors and choices (`metanet.dimension`) itself; otherwise they are
             collapsed before it is called.
+        labels: what becomes of arguments that are labels: *lost*, the dimension that they are indices of is
+            fixed; *kept*, results are labels of it too; *read*, the rule looks at them itself.
     """
 
     function: Rule
     stacked: bool = False
+    labels: Labels = "lost"
 
 
 RULES: dict[str, RuleEntry] = {}
 """Operation name, e.g. ``aten.linear.default``, to its rule."""
 
 
-def rule(*names: str, stacked: bool = False) -> Callable[[Rule], Rule]:
+def rule(*names: str, stacked: bool = False, labels: Labels = "lost") -> Callable[[Rule], Rule]:
     """Register a function as the rule of operations, under the names that torch gives them.
 
     A rule unifies, cuts or fixes the dimensions of its arguments and returns what it makes. A rule for an
@@ -98,11 +110,12 @@ def rule(*names: str, stacked: bool = False) -> Callable[[Rule], Rule]:
     Args:
         names: operations, as ``str(torch.ops.aten.linear.default)`` gives them.
         stacked: the rule handles selectors and choices itself.
+        labels: what becomes of arguments that are indices of a dimension (`RuleEntry`).
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
-            RULES[name] = RuleEntry(function, stacked)
+            RULES[name] = RuleEntry(function, stacked, labels)
         return function
 
     return register
@@ -136,6 +149,11 @@ class Call:
         value = self.arguments[name]
         assert isinstance(value, Value), f"{self.name}: {name} is {value!r}"
         return value
+
+    def is_float(self) -> bool:
+        """Return whether the first argument is a tensor of real numbers."""
+        source = self.node.args[0]
+        return isinstance(source, fx.Node) and bool(source.meta["val"].dtype.is_floating_point)
 
     def optional(self, name: str) -> Value | None:
         """Return a tensor argument that may be missing."""
@@ -184,6 +202,14 @@ class Call:
     def fix(self, dim: Dim) -> Dim:
         """Give a dimension's indices a meaning of their own, as part of what the operation is."""
         return self.dimensions.fix(dim)
+
+    def forget(self, *values: Value) -> None:
+        """Fix the dimensions of whose indices, or of sums over them, an operation reads the numbers."""
+        for value in values:
+            if value.labels is not None:
+                self.dimensions.lose(value.labels, f"{self.name} (reads indices as numbers)")
+            if value.offsets is not None:
+                self.dimensions.lose(value.offsets[1], f"{self.name} (reads a running sum of counts)")
 
     def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         """Factor a dimension into a row-major product."""
@@ -265,6 +291,19 @@ def scalar_of(value: Value) -> float | None:
         return None
     first = tensor.flatten()[0]
     return float(first) if bool((tensor == first).all()) else None
+
+
+def is_range(value: Value) -> bool:
+    """Return whether a constant is 0, 1, 2, … along one dimension."""
+    tensor = value.constant
+    if (
+        tensor is None
+        or tensor.is_meta
+        or tensor.is_floating_point()
+        or max(tensor.shape, default=0) != tensor.numel()
+    ):
+        return False
+    return bool(tensor.flatten().tolist() == list(range(tensor.numel())))
 
 
 def _constant_attributes(tensor: Tensor | None) -> tuple[tuple[str, Attribute], ...]:

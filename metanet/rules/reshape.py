@@ -22,6 +22,7 @@ from metanet.rules.registry import Call, Value, rule
     "aten.reshape_as.default",
     "aten.ravel.default",
     stacked=True,
+    labels="kept",
 )
 def reshape(call: Call) -> Value:
     """Regroup the factors of dimensions, row-major.
@@ -154,7 +155,7 @@ def _moved(node: fx.Node, rank: int) -> list[int | None]:
 
 @rule("aten.transpose.int", "aten.permute.default", "aten.t.default", "aten.numpy_T.default",
       "aten.swapaxes.default", "aten.swapdims.default", "aten.movedim.int", "aten.movedim.intlist",
-      "aten.mT.default", "aten.adjoint.default", stacked=True)  # fmt: skip
+      "aten.mT.default", "aten.adjoint.default", stacked=True, labels="kept")  # fmt: skip
 def transpose(call: Call) -> Value:
     """Reorder the dimensions."""
     x = call.tensor("self")
@@ -188,7 +189,7 @@ def _order(call: Call, rank: int) -> list[int]:
     return order
 
 
-@rule("aten.unsqueeze.default", stacked=True)
+@rule("aten.unsqueeze.default", stacked=True, labels="kept")
 def unsqueeze(call: Call) -> Value:
     """Insert a dimension of size one."""
     x = call.tensor("self")
@@ -196,7 +197,7 @@ def unsqueeze(call: Call) -> Value:
     return call.result("reshape", (*x.dims[:at], fixed(1), *x.dims[at:]), inputs=[x])
 
 
-@rule("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", stacked=True)
+@rule("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", stacked=True, labels="kept")
 def squeeze(call: Call) -> Value:
     """Remove dimensions of size one."""
     x = call.tensor("self")
@@ -205,7 +206,7 @@ def squeeze(call: Call) -> Value:
     return call.result("reshape", kept, inputs=[x])
 
 
-@rule("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
+@rule("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default", labels="kept")
 def expand(call: Call) -> Value:
     """Repeat dimensions of size one: the value does not vary along them."""
     x = call.tensor("self")
@@ -214,7 +215,7 @@ def expand(call: Call) -> Value:
     return call.result("expand", dims, inputs=[x])
 
 
-@rule("aten.repeat.default", "aten.tile.default")
+@rule("aten.repeat.default", "aten.tile.default", labels="kept")
 def repeat(call: Call) -> Value:
     """Repeat dimensions: ``n`` times the same indices is a product with the copies outside."""
     x = call.tensor("self")
@@ -230,7 +231,7 @@ def repeat(call: Call) -> Value:
     return call.result("repeat", dims, inputs=[x])
 
 
-@rule("aten.repeat_interleave.self_int")
+@rule("aten.repeat_interleave.self_int", labels="kept")
 def repeat_interleave(call: Call) -> Value:
     """Repeat every index: a product with the copies inside."""
     x = call.tensor("self")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -10,50 +10,69 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metanet import spec_of, verify
+from metanet.rules import RULES
 from tests.metanet.test_rules import Net, check
 from tests.models import image
 
 x23, x53 = image(2, 3), image(5, 3)
 
 
-def sorted_units(p: Any, x: Tensor) -> Tensor:
+@torch.library.custom_op("metanet_tests::blocks", mutates_args=())
+def blocks(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Multiply every block of rows by its own matrix ``[i, o]``."""
+    starts = [0, *ends.tolist()]
+    parts = [rows[i:j] @ w for i, j, w in zip(starts, starts[1:], weight, strict=False)]
+    return torch.cat(parts)
+
+
+@blocks.register_fake
+def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(len(rows), weight.shape[2])
+
+
+@pytest.fixture(autouse=True)
+def _blocks_have_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "metanet_tests.blocks.default", RULES["aten._grouped_mm.default"])
+
+
+def sorted_units(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """A hidden layer is sorted: its ranks have a meaning, its units have none."""
     return F.linear(F.linear(x, p["a"]).sort(-1).values, p["b"])
 
 
-def largest_units(p: Any, x: Tensor) -> Tensor:
+def largest_units(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The two largest of the units, and what another layer says of them."""
     h = F.linear(x, p["a"])
     values, places = h.topk(2, -1)
     return F.linear(values * torch.gather(F.linear(x, p["b"]), -1, places), p["c"])
 
 
-def after_relu(p: Any, x: Tensor) -> Tensor:
+def after_relu(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Zeros tie, and which of equal units comes first depends on their order."""
     h = torch.relu(F.linear(x, p["a"]))
     return torch.gather(F.linear(x, p["b"]), -1, h.topk(2, -1).indices)
 
 
-def numbers(p: Any, x: Tensor) -> Tensor:
+def numbers(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Indices are read as numbers."""
     return F.linear(x, p["a"]).argmax(-1).float()[:, None] * x
 
 
-def codebook(p: Any, x: Tensor) -> Tensor:
+def codebook(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The nearest code replaces a vector."""
     h = F.linear(x, p["a"])
     distances = (h[:, None] - p["codes"]).square().sum(-1)
     return F.linear(F.embedding(distances.argmin(-1), p["codes"]), p["b"])
 
 
-def compared(p: Any, x: Tensor) -> Tensor:
+def compared(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Labels compared with 0, 1, … are unit vectors."""
     chosen = F.linear(x, p["router"]).argmax(-1)
     hot = (chosen[:, None] == torch.arange(4)).to(x.dtype)
-    return hot @ p["codes"]
+    return torch.matmul(hot, p["codes"])
 
 
-def switched(p: Any, x: Tensor) -> Tensor:
+def switched(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """One of four experts, whose weights are taken by index."""
     scores = F.linear(x, p["router"]).softmax(-1)
     score, chosen = scores.max(-1)
@@ -61,7 +80,7 @@ def switched(p: Any, x: Tensor) -> Tensor:
     return torch.bmm(p["down"][chosen], h).squeeze(-1) * score[:, None]
 
 
-def masked(p: Any, x: Tensor) -> Tensor:
+def masked(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Two of four experts: all of them run, a scattered mask weights them."""
     scores, chosen = F.linear(x, p["router"]).softmax(-1).topk(2, -1)
     weights = torch.zeros(x.shape[0], 4, dtype=x.dtype).scatter(1, chosen, scores)
@@ -69,7 +88,7 @@ def masked(p: Any, x: Tensor) -> Tensor:
     return torch.einsum("bef,eof,be->bo", h, p["down"], weights)
 
 
-def one_hot(p: Any, x: Tensor) -> Tensor:
+def one_hot(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The same with unit vectors."""
     scores, chosen = F.linear(x, p["router"]).softmax(-1).topk(2, -1)
     weights = (F.one_hot(chosen, 4) * scores[..., None]).sum(1)
@@ -77,21 +96,22 @@ def one_hot(p: Any, x: Tensor) -> Tensor:
     return torch.einsum("bef,eof,be->bo", h, p["down"], weights)
 
 
-def grouped(p: Any, x: Tensor) -> Tensor:
+def grouped(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Rows sorted by expert, multiplied block by block, and put back."""
     scores, chosen = F.linear(x, p["router"]).softmax(-1).topk(2, -1)
     experts, order = chosen.reshape(-1).sort()
     counts = torch.histc(experts.float(), bins=4, min=0, max=3)
     ends = counts.cumsum(0, dtype=torch.int32)
     rows = x[order // 2]
-    h = torch._grouped_mm(rows, p["up"].transpose(-2, -1), offs=ends).relu()
-    y = torch._grouped_mm(h, p["down"].transpose(-2, -1), offs=ends) * scores.reshape(-1)[order][:, None]
+    h = blocks(rows, p["up"].transpose(-2, -1), ends).relu()
+    y: Tensor = blocks(h, p["down"].transpose(-2, -1), ends)
+    y = y * scores.reshape(-1)[order][:, None]
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
     return y[back].view(x.shape[0], 2, -1).sum(1)
 
 
-def grouped_routing(p: Any, x: Tensor) -> Tensor:
+def grouped_routing(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Experts of the best of two nodes only, each of whose scores is the sum of its two largest."""
     scores = F.linear(x, p["router"]).sigmoid()
     nodes = scores.view(-1, 2, 3).topk(2, -1)[0].sum(-1)
@@ -102,7 +122,7 @@ def grouped_routing(p: Any, x: Tensor) -> Tensor:
     return (scores.gather(1, chosen)[..., None] * p["out"][chosen]).sum(1)
 
 
-EXPERTS = """groups  p.router: 4  p.up: 5
+EXPERTS = """groups  p.router: 4  p.up: 5 under p.router
              p.router  p.router 3
              p.up      p.router p.up 3
              p.down    p.router 2 p.up"""
@@ -152,7 +172,7 @@ KNOWN: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
            p.router  p.router 3
            p.codes   p.router 2""",
     ),
-    "one expert by index": (Net(switched, **STACKED), (x53,), EXPERTS),
+    "one expert by index": (Net(switched, **STACKED), (x53,), EXPERTS.replace(" under p.router", "")),
     "two experts by a mask": (Net(masked, **STACKED), (x53,), EXPERTS),
     "two experts by unit vectors": (Net(one_hot, **STACKED), (x53,), EXPERTS),
     "routing to nodes, then to experts": (
@@ -181,10 +201,11 @@ def test_rows_in_blocks_of_experts() -> None:
 
 
 def test_rows_in_blocks_that_are_told_apart_cost_the_experts() -> None:
-    def ramp(p: Any, x: Tensor) -> Tensor:
+    def ramp(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
         experts, order = F.linear(x, p["router"]).argmax(-1).sort()
         ends = torch.histc(experts.float(), bins=4, min=0, max=3).cumsum(0, dtype=torch.int32)
-        return torch._grouped_mm(x[order], p["up"], offs=ends) * torch.arange(1.0, 7.0)[:, None]
+        y: Tensor = blocks(x[order], p["up"], ends)
+        return y * torch.arange(1.0, 7.0)[:, None]
 
     model, x = Net(ramp, router=(4, 4), up=(4, 4, 8)), image(6, 4)
     spec = spec_of(model, x)

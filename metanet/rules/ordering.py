@@ -1,0 +1,134 @@
+"""Sorting and selecting by value: what comes first depends on the values and not on the order of the indices.
+
+The values are told apart by their rank, and where they were is a *label* of the dimension (`Value.labels`):
+an index that is permuted with it. So an expert stays interchangeable with others although a router picks it.
+"""
+
+from __future__ import annotations
+
+from metanet.dimension import Dim, fixed
+from metanet.rules.pointwise import UNARY
+from metanet.rules.reduction import reduced
+from metanet.rules.registry import Call, Draft, Result, Value, freeze, rule
+from metanet.skeleton import Attribute
+
+TIES = frozenset(
+    (
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardsigmoid",
+        "hardshrink",
+        "softshrink",
+        "clamp",
+        "clamp_min",
+        "threshold",
+    )
+) | frozenset(
+    ("clamp_max", "round", "floor", "ceil", "trunc", "sign", "sgn", "eq", "ne", "lt", "le", "gt", "ge")
+)
+"""Elementwise functions that give one value for many: which of equal ones is first depends on their order."""
+PASSING = (
+    frozenset(("cast", "reshape", "transpose", "slice", "softmax", "log_softmax", "masked_fill", "where"))
+    | {"add", "sub", "mul", "div"}
+    | frozenset(UNARY)
+)
+
+
+def may_tie(operation: Draft) -> bool:
+    """Return whether values may be equal that come from different indices."""
+    for _ in range(12):
+        if operation.kind in TIES:
+            return True
+        if operation.kind not in PASSING or not operation.inputs:
+            return operation.kind in ("one_hot", "embedding_bag", "scatter", "cast")
+        operation = operation.inputs[0]
+    return True
+
+
+def places(call: Call, x: Value, at: int) -> Dim | None:
+    """Return the dimension that places along another are labels of; None, and fix it, if that cannot be."""
+    dim = x.dims[at].root()
+    if not call.is_float() or x.draft is None or may_tie(x.draft):
+        call.fix(dim)
+    return None if dim.state in ("fixed", "any") else dim
+
+
+def _sorted_labels(call: Call, x: Value, at: int) -> list[Value]:
+    """Sort labels: the rows come in blocks, one per label, whose order follows the labelled dimension."""
+    assert x.labels is not None
+    call.fix(x.dims[at])
+    rows = Dim(x.dims[at].size, "sorted", selector=x.labels)
+    first = call.result("sort", (rows,), extra={"dim": at})
+    first.labels = x.labels
+    return [first, call.result("getitem", (rows,), inputs=[first], extra={"index": 1})]
+
+
+@rule(
+    *(f"aten.{name}" for name in ("sort.default", "sort.stable", "topk.default", "kthvalue.default")),
+    *(f"aten.{name}" for name in ("median.dim", "nanmedian.dim", "argsort.default", "argsort.stable")),
+    labels="read",
+)
+def sort(call: Call) -> Result:
+    """Order a dimension by value, or take those of some ranks, and say where they were."""
+    x = call.tensor("self")
+    kind = call.name.split(".")[1]
+    at = call.dim("dim", len(x.dims), -1)
+    if x.labels is not None and len(x.dims) == 1 and kind in ("sort", "argsort"):
+        found = _sorted_labels(call, x, at)
+        return found if kind == "sort" else found[1]
+    call.forget(x)
+    where = places(call, x, at)
+    keep = len(call.shape) == len(x.dims)
+    dims = [fixed(call.shape[at]) if i == at else dim for i, dim in enumerate(x.dims) if keep or i != at]
+    extra: dict[str, Attribute] = {"dim": at}
+    for name in ("k", "descending", "largest"):
+        if call.argument(name) is not None:
+            extra[name] = freeze(call.argument(name))
+    first = call.result(kind, dims, inputs=[x], extra=extra)
+    if len(call.shapes) == 1:
+        first.labels = where
+        return first
+    second = call.result("getitem", dims, inputs=[first], extra={"index": 1})
+    second.labels = where
+    return [first, second]
+
+
+@rule("aten.max.dim", "aten.min.dim", "aten.argmax.default", "aten.argmin.default")
+def extremum(call: Call) -> Result:
+    """Find an extremum and where it is."""
+    x = call.tensor("self")
+    dims, gone = reduced(call, x)
+    kind = call.name.split(".")[1]
+    extra: dict[str, Attribute] = {"dims": gone, "keepdim": bool(call.argument("keepdim", False))}
+    where = None
+    if call.argument("dim") is not None:
+        where = places(call, x, gone[0]) if used(call, -1) else None
+    else:
+        for dim in x.dims:
+            call.fix(dim)
+    first = call.result(kind, dims, extra=extra)
+    if len(call.shapes) == 1:
+        first.labels = where
+        return first
+    second = call.result("getitem", dims, inputs=[first], extra={"index": 1})
+    second.labels = where
+    return [first, second]
+
+
+def used(call: Call, index: int) -> bool:
+    """Return whether a result is read at all; the last one for -1."""
+    if len(call.shapes) == 1:
+        return True
+    return any(user.args[1:] == (index % len(call.shapes),) and user.users for user in call.node.users)
+
+
+@rule("aten.median.default", "aten.quantile.default", "aten.quantile.scalar", "aten.nanquantile.scalar")
+def quantile(call: Call) -> Value:
+    """Take a quantile, which no order of the indices changes."""
+    x = call.tensor("self")
+    if len(call.shape) > len(x.dims):
+        raise LookupError("several quantiles at once")
+    return call.result(
+        call.name.split(".")[1], reduced(call, x)[0], extra={"dims": call.dims("dim", len(x.dims))}
+    )
