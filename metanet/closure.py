@@ -9,11 +9,16 @@ tensor commute, and if what multiplies a shifted tensor maps a shift to a shift:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from metanet.action import ACTION_KINDS, MIXING_KINDS, Action, Term
 from metanet.axis import Axis, Fixed, Perm, axis_size
 from metanet.leaf import Leaf, apart, leaves_of
 from metanet.units import Group
+
+if TYPE_CHECKING:
+    from metanet.spec import WeightSpec
 
 Induced = tuple[tuple[int, tuple[int, ...], int], ...]
 """What multiplies the value of a shift: (number of the action, places among the shift's axes, power)."""
@@ -48,6 +53,21 @@ def check_actions(
         if action.kind == "shift":
             _check_shift(number, action, axes, groups, actions, by_entry)
     _check_ties(ties, by_entry)
+
+
+def compatible(spec: WeightSpec, actions: Sequence[Action], action: Action) -> bool:
+    """Return whether an action makes a group together with others and with the freedoms of groups."""
+    entries = {term.entry for term in action.terms}
+    near = [
+        replace(other, terms=tuple(term for term in other.terms if term.entry in entries))
+        for other in actions
+        if any(term.entry in entries for term in other.terms)
+    ]
+    try:
+        check_actions(spec.group, spec.axes, [*near, action])
+    except ValueError:
+        return False
+    return True
 
 
 def terms_by_entry(actions: Sequence[Action]) -> dict[str, list[tuple[int, Term]]]:

@@ -14,6 +14,7 @@ from metanet.interpreter import Interpretation, interpret
 from metanet.naming import name_groups
 from metanet.nesting import with_nesting
 from metanet.rules.registry import Draft
+from metanet.shifts import with_shifts
 from metanet.skeleton import Operation
 from metanet.spec import Group, LostFreedom, WeightSpec
 from metanet.tracing import DerivationError, export, ties_of
@@ -81,7 +82,7 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name in spec.axes and not tensor.is_floating_point()
     ]
-    return with_freedoms(with_nesting(spec), other)
+    return with_shifts(with_freedoms(with_nesting(spec), other), other)
 
 
 def _needed(found: Interpretation) -> list[Draft]:
