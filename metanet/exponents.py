@@ -42,6 +42,16 @@ KINDS: tuple[tuple[Mode, ActionKind], ...] = (
     ("sign", "sign"),
 )
 
+LARGEST: Mapping[ActionKind, ActionKind] = {
+    "linear": "linear",
+    "rotation": "linear",
+    "orthogonal": "sign",
+    "scale": "scale",
+    "positive_scale": "positive_scale",
+    "sign": "sign",
+}
+"""The largest of the kinds above that is contained in an action of another kind."""
+
 
 @dataclass(slots=True)
 class Found:
@@ -146,7 +156,12 @@ def _freedoms(
         larger = [other for _, other in KINDS[:place] if kind != "sign" or other != "positive_scale"]
         known = [v for other in (*larger, kind) for v in contained[other]]
         known += found.of(*larger)
-        _choose(found, kind, spaces[kind], known, roles)
+        names: tuple[FreedomKind, ...] = ()
+        if kind == "sign":
+            names = ("sign", "even") if phase is not None or not scale else ("sign",)
+        elif kind != "linear" and not found.vectors["linear"]:
+            names = (kind,)  # type: ignore[assignment]
+        _choose(found, kind, names, spaces[kind], known, roles)
         mixed = {place for vector in found.vectors["linear"] for place in vector}
         if kind != "linear":
             found.vectors[kind] = [v for v in found.vectors[kind] if not v.keys() & (mixed | shifted)]
@@ -158,28 +173,28 @@ def _freedoms(
 def _choose(
     found: Found,
     kind: ActionKind,
+    names: Sequence[FreedomKind],
     space: Sequence[Vector],
     known: Sequence[Vector],
     roles: Mapping[Place, Role],
 ) -> None:
-    """Split a space of solutions into what is known, what the roles say, and a sparse basis of the rest."""
+    """Split a space of solutions into what is known, what the roles say, and a sparse basis of the rest.
+
+    Signs leave alone what scales multiply in passing, for instance the gains of norms.
+    """
     binary = kind == "sign"
     if not space:
         return
     left = list(space)
-    if kind != "linear" and not found.vectors["linear"]:
-        names: tuple[FreedomKind, ...] = ("sign", "even") if kind == "sign" else (kind,)  # type: ignore[assignment]
-        for name in names:
-            vector = _plain(name, roles)
-            if (
-                vector
-                and _contains(space, vector, binary)
-                and independent([*known, *found.plain[kind]], [vector], binary=binary)
-            ):
-                found.freedoms.append(Freedom(name))
-                found.plain[kind].append(vector)
+    for name in names:
+        vector = _plain(name, roles)
+        fresh = independent([*known, *found.plain[kind]], [vector], binary=binary)
+        if vector and fresh and _contains(space, vector, binary):
+            found.freedoms.append(Freedom(name))
+            found.plain[kind].append(vector)
     base = [*known, *found.plain[kind]]
-    chosen = sparse([left[i] for i in independent(base, left, binary=binary)], base, binary=binary)
+    written = {place for v in found.of("scale") for place in v if roles[place] != "in"} if binary else set()
+    chosen = sparse([left[i] for i in independent(base, left, binary=binary)], base, written, binary=binary)
     found.vectors[kind] = [vector if binary else _upright(vector, roles) for vector in chosen]
 
 
@@ -200,22 +215,34 @@ def _contains(space: Sequence[Vector], vector: Vector, binary: bool) -> bool:
 
 
 def _contained(network: Network, group: Group, inner: Mapping[str, Found]) -> dict[ActionKind, list[Vector]]:
-    """Return the freedoms of groups nested under a group, with one factor for all units of a parent unit."""
+    """Return what is known already: the actions of the spec, and the freedoms of groups nested under it.
+
+    Their matrices and factors may be the same for all units of each unit of the group.
+    """
     result: dict[ActionKind, list[Vector]] = {kind: [] for _, kind in KINDS}
+    for action in network.spec.actions:
+        kind = LARGEST.get(action.kind)
+        for place, axis in enumerate(action.axes):
+            if kind is not None and isinstance(axis, Perm) and axis.group == group.name:
+                terms = [(network.entry(term.entry), term.leaves[place], term.power) for term in action.terms]
+                result[kind].append({(entry, leaf): power for entry, leaf, power in terms})
     for name, found in inner.items():
         if network.spec.group[name].parent == group.name:
-            for _, kind in KINDS:
-                for vector in found.of(kind):
-                    lifted: dict[Place, int] | None = {}
-                    for (entry, leaf), power in vector.items():
-                        beside = _beside(network.spec.axes[entry], leaf, group.name)
-                        if beside is None or lifted is None:
-                            lifted = None
-                        else:
-                            lifted[entry, beside] = power
-                    if lifted:
-                        result[kind].append(lifted)
+            for _, known in KINDS:
+                lifts = (_lifted(network, vector, group.name) for vector in found.of(known))
+                result[known] += [lift for lift in lifts if lift is not None]
     return result
+
+
+def _lifted(network: Network, vector: Vector, parent: str) -> Vector | None:
+    """Return a vector at the places of a parent that go with those of a group nested under it."""
+    lifted: dict[Place, int] = {}
+    for (entry, leaf), power in vector.items():
+        beside = _beside(network.spec.axes[entry], leaf, parent)
+        if beside is None:
+            return None
+        lifted[entry, beside] = power
+    return lifted
 
 
 def _beside(axes: tuple[Axis, ...], leaf: int, parent: str) -> int | None:
@@ -250,7 +277,7 @@ def _chain(spec: WeightSpec, group: str) -> list[str]:
 def _actions(network: Network, found: Mapping[str, Found]) -> list[Action]:
     """Return the actions in the order of the groups, the largest kinds first."""
     spec = network.spec
-    order = {name: place for place, (name, _) in enumerate(spec.entries)}
+    order = network.order
     actions = []
     for group in spec.groups:
         chain = _chain(spec, group.name)
@@ -265,8 +292,8 @@ def _actions(network: Network, found: Mapping[str, Found]) -> list[Action]:
 def _terms(network: Network, vector: Vector, chain: Sequence[str]) -> tuple[Term, ...] | None:
     """Return the terms of an action, or None if a parent cannot be told apart beside the units."""
     terms = []
-    for name, axes in network.spec.entries:
-        entry = network.entry(name)
+    for name in network.sorted({entry for entry, _ in vector}):
+        entry, axes = network.entry(name), network.spec.axes[name]
         for leaf in range(len(leaves_of(axes))):
             power = vector.get((entry, leaf))
             if not power:

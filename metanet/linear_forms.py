@@ -6,7 +6,7 @@ its newest unknown, so that what remains is said in terms of the unknowns that w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import gcd, lcm
 from typing import TypeAlias, TypeVar
@@ -147,12 +147,16 @@ def independent(
 
 
 def sparse(
-    vectors: Sequence[Mapping[Key, int]], known: Sequence[Mapping[Key, int]] = (), *, binary: bool = False
+    vectors: Sequence[Mapping[Key, int]],
+    known: Sequence[Mapping[Key, int]] = (),
+    avoided: Collection[Key] = (),
+    *,
+    binary: bool = False,
 ) -> list[dict[Key, int]]:
     """Return vectors of smaller support that span, with the known ones, the same.
 
-    Each is replaced by its sum or difference with another as long as that has fewer non-zero values, or
-    smaller ones.
+    Each is replaced by its sum or difference with another as long as that has fewer non-zero values at keys
+    that are better avoided, fewer values at all, or smaller ones.
     """
     result = [dict(vector) for vector in vectors]
     changed = True
@@ -166,11 +170,11 @@ def sparse(
                 for sign in (1,) if binary else (-1, 1):
                     total = {k: vector.get(k, 0) + sign * other.get(k, 0) for k in {**vector, **other}}
                     total = {k: v % 2 if binary else v for k, v in total.items() if (v % 2 if binary else v)}
-                    if total and _cost(total) < _cost(vector):
+                    if total and _cost(total, avoided) < _cost(vector, avoided):
                         result[i] = vector = total if binary else primitive(total)
                         changed = True
     return result
 
 
-def _cost(vector: Mapping[Key, int]) -> tuple[int, int]:
-    return len(vector), sum(map(abs, vector.values()))
+def _cost(vector: Mapping[Key, int], avoided: Collection[Key]) -> tuple[int, int, int]:
+    return sum(key in avoided for key in vector), len(vector), sum(map(abs, vector.values()))

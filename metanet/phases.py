@@ -77,15 +77,20 @@ def _turns(network: Network, group: str, roles: Mapping[Place, Role], shifts: _S
 
 
 def _alone(network: Network, group: str, place: Place) -> bool:
-    """Return whether a bias belongs to the units of this group alone.
+    """Return whether a bias belongs to the units of this group alone, under those that it is nested under.
 
     One of two groups would be shifted by the one and change its sign by the other, and such changes are not
     closed under composition.
     """
     entry, _ = place
+    chain: list[str] = []
+    above: str | None = group
+    while above is not None:
+        chain.append(above)
+        above = network.spec.group[above].parent
     axes = network.spec.axes[entry]
     blocks = [block.groups for block in entry_blocks(entry, axes)]
-    return all(len(groups) == 1 for groups in blocks if group in groups)
+    return all(len(groups) == len(chain) for groups in blocks if group in groups)
 
 
 class _Shifts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +73,17 @@ class Network:
                     if isinstance(leaf.atom, Perm):
                         found.setdefault(leaf.atom.group, []).append((name, number))
         return found
+
+    @cached_property
+    def order(self) -> Mapping[str, int]:
+        """Entry to its place among the entries."""
+        return {name: place for place, (name, _) in enumerate(self.spec.entries)}
+
+    def sorted(self, entries: Iterable[str]) -> list[str]:
+        """Return entries in order, those that are tied under all their names."""
+        ties = {tie[0]: tie for tie in self.spec.ties}
+        names = [name for entry in entries for name in ties.get(entry, (entry,))]
+        return sorted(names, key=lambda name: self.order[name])
 
     @cached_property
     def positions(self) -> Mapping[str, Sequence[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from metanet.axis import Axis, Perm, atoms
@@ -214,6 +215,7 @@ class Step:
         return occurrences(axis, self.group)
 
 
+@lru_cache(maxsize=65536)
 def occurrences(axis: Axis, group: str) -> int:
     """Return how often a group occurs in an axis."""
     return sum(isinstance(atom, Perm) and atom.group == group for atom in atoms(axis))

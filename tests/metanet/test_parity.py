@@ -184,16 +184,16 @@ def test_forms_that_cost_a_freedom(function: Function, expected: str) -> None:
     assert [" ".join(map(str, group.freedoms)) for group in spec.groups] == [expected]
 
 
-def test_a_bias_of_two_groups_has_no_phases() -> None:
+def test_a_bias_of_nested_units_has_phases_of_every_pair() -> None:
     def function(p: Any, x: Tensor) -> Tensor:
-        h = torch.sin(F.linear(x, p["a"], p["b"])).view(2, 2, 4).mT
+        h = torch.sin(3 * F.linear(x, p["a"], p["b"])).view(2, 2, 4).mT
         return F.linear(h.reshape(2, 8), p["r"])
 
     x = image(2, 3)
     model = Net(function, a=(8, 3), b=(8,), r=(2, 8))
     spec = spec_of(model, x)
     assert verify(spec, model, x).ok
-    assert [" ".join(map(str, group.freedoms)) for group in spec.groups] == ["sign", "sign"]
+    assert [" ".join(map(str, group.freedoms)) for group in spec.groups] == ["", "sign phase(3)"]
     generator = torch.Generator().manual_seed(0)
     first, second = (GroupElement.random(spec, generator, kinds="all") for _ in range(2))
     weights = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
