@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metanet.merging.floats import Floats
 from metanet.merging.method import Pass
-from metanet.merging.stretch import Stretch
+from metanet.merging.stretch import Stretch, last_axis
 
 
 def gram_matrix(
@@ -39,3 +39,28 @@ def gram_matrix(
     gram = np.zeros((size, size))
     gram[np.triu_indices(size)] = sums
     return gram + np.triu(gram, 1).T
+
+
+def row_gram_matrices(
+    vectors: Callable[[Stretch], Sequence[Floats]],
+) -> Generator[Pass, list[Any], NDArray[np.float64]]:
+    """Take the inner products of vectors in every row (last axis) of a tensor.
+
+    Args:
+        vectors: stretch of whole rows -> ``[n]`` values of each vector.
+
+    Yields:
+        one pass.
+
+    Returns:
+        ``[rows, k, k]``.
+    """
+
+    def products(stretch: Stretch) -> NDArray[np.float64]:
+        rows = np.stack([array.reshape(-1, last_axis(stretch.shape)) for array in vectors(stretch)], axis=1)
+        wide = rows.astype(np.float64)
+        gram: NDArray[np.float64] = wide @ wide.transpose(0, 2, 1)
+        return gram
+
+    partials = yield Pass(products)
+    return np.concatenate(partials)

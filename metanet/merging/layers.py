@@ -47,11 +47,16 @@ class Layers:
         return f"{self.prefix}{index}.{rest}"
 
     def depth(self, name: str) -> float:
-        """Return how deep a tensor lies, from 0 (first layer and before) to 1 (last layer and behind)."""
+        """Return how deep a tensor lies, from 0 (first layer) to 1 (last layer); 0 for one outside of them.
+
+        That embeddings and output heads take a gradient's first value is the grammar's convention.
+        """
         index = self.index(name)
-        if index is not None:
-            return layer_depth(index, self.count)
-        return 0.0 if _EARLY.search(name) else 1.0
+        return 0.0 if index is None else layer_depth(index, self.count)
+
+    def is_early(self, name: str) -> bool:
+        """Tell whether a tensor outside of the layers stands before them, by its name."""
+        return _EARLY.search(name) is not None
 
 
 def layer_depth(index: int, count: int) -> float:

@@ -110,6 +110,11 @@ def row_length(shape: tuple[int, ...]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
+def last_axis(shape: tuple[int, ...]) -> int:
+    """Return the length of a tensor's last dimension, 1 for a scalar."""
+    return shape[-1] if shape else 1
+
+
 def stretches(shape: tuple[int, ...], *, rows: bool) -> Iterator[tuple[int, int]]:
     """Cut a tensor into stretches.
 

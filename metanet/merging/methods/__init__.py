@@ -1,5 +1,8 @@
 """The merge methods: pure functions of stretches, one family per file; importing this registers them."""
 
+from metanet.merging.methods import agents as agents
+from metanet.merging.methods import fusion as fusion
 from metanet.merging.methods import linear as linear
 from metanet.merging.methods import spherical as spherical
+from metanet.merging.methods import stock as stock
 from metanet.merging.methods import task_vectors as task_vectors

@@ -7,7 +7,7 @@ Gram matrix decides the weights, and the map itself is `weighted_sum`.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,8 @@ def _nuslerp(settings: Settings, shape: tuple[int, ...], has_base: bool) -> Stat
     if settings.flag("nuslerp_flatten") or len(shape) < 2:
         gram = yield from gram_matrix(Stretch.differences)
         return slerp_weights(_cosine(gram), t, collinear=1 - 1e-8)
-    rows = settings.flag("nuslerp_row_wise")
+    # What implementations call row-wise runs down the first axis, so that one vector is one column.
+    rows = not settings.flag("nuslerp_row_wise")
     cosines = yield from _sliced_cosines(rows)
     weights = np.array([slerp_weights(cosine, t, collinear=1 - 1e-8) for cosine in cosines])
     return rows, weights
@@ -108,7 +109,9 @@ def _matrix(values: Floats, stretch: Stretch, rows: bool) -> Floats:
     parameters={
         "weight": WEIGHT,
         "nuslerp_flatten": Parameter(True, "take a tensor as one vector"),
-        "nuslerp_row_wise": Parameter(False, "without flattening: rows as vectors instead of columns"),
+        "nuslerp_row_wise": Parameter(
+            False, "without flattening: vectors along the first axis instead of the last"
+        ),
     },
     base="optional",
     models=(2, 2),
@@ -136,36 +139,32 @@ def nuslerp(stretch: Stretch, weights: Any) -> Floats:
 def _multislerp(settings: Settings, shape: tuple[int, ...], has_base: bool) -> Statistics:
     gram = yield from gram_matrix(Stretch.differences)
     weights = settings.each("weight")
-    return tangent_mean(
+    return mean_direction(
         gram, normalized(weights) if settings.flag("normalize_weights") else weights, settings.number("eps")
     )
 
 
-def tangent_mean(gram: Matrix, weights: Any, eps: float) -> list[float]:
-    """Return the weights of the tangent-space mean on the sphere.
+def mean_direction(gram: Matrix, weights: Sequence[float], eps: float) -> list[float]:
+    """Return the weights of the mean direction at the mean norm.
 
-    With unit vectors ``uᵢ = θᵢ/|θᵢ|`` and their normalized weighted mean ``m``, the result is
-    ``Σ wᵢ|θᵢ| · exp_m(Σ wᵢ log_m(uᵢ))``.
+    With ``uᵢ = θᵢ/|θᵢ|`` it is ``Σ wᵢ|θᵢ| · Σ wᵢuᵢ / |Σ wᵢuᵢ|``. That is also the barycentre in the tangent
+    space at this mean: the inputs' projections on that space sum to zero, so a step from the mean stays there.
 
     Args:
         gram: ``[k, k]`` inner products of the inputs.
         weights: ``[k]``.
-        eps: angles and norms below it count as zero.
+        eps: norms below it count as it.
 
     Returns:
         ``[k]`` weights of the inputs.
     """
     weight = np.asarray(weights, dtype=np.float64)
     norms = np.sqrt(np.maximum(np.diag(gram), 0))
-    safe = np.maximum(norms, eps)
-    unit = gram / np.outer(safe, safe)
-    mean = weight.copy()
-    length = math.sqrt(max(float(mean @ unit @ mean), 0.0))
+    direction = weight / np.maximum(norms, eps)
+    length = math.sqrt(max(float(direction @ gram @ direction), 0.0))
     if length < eps:
         return list(weight)
-    mean /= length
-    step = _log_mean(unit, mean, weight, eps)
-    return list(float(weight @ norms) * _exp(unit, mean, step, eps) / safe)
+    return list(float(weight @ norms) / length * direction)
 
 
 def _log_mean(unit: Matrix, mean: Matrix, weight: Matrix, eps: float) -> Matrix:
@@ -188,7 +187,10 @@ def _exp(unit: Matrix, mean: Matrix, step: Matrix, eps: float) -> Matrix:
 
 @merge_method(
     "multislerp",
-    reference="S. Buss, J. Fillmore, Spherical averages, 2001 (one step). https://doi.org/10.1145/502122.502124",
+    reference=(
+        "K. V. Mardia, P. E. Jupp, Directional statistics (mean direction), 2000. "
+        "https://doi.org/10.1002/9780470316979"
+    ),
     parameters={
         "weight": WEIGHT,
         "normalize_weights": Parameter(True, "divide the weights by their sum"),
@@ -199,7 +201,7 @@ def _exp(unit: Matrix, mean: Matrix, step: Matrix, eps: float) -> Matrix:
     statistics=_multislerp,
 )
 def multislerp(stretch: Stretch, weights: list[float]) -> Floats:
-    """Barycentre of several models in the tangent space at their mean direction."""
+    """Mean direction of several models, at their mean norm; of task vectors if there is a base."""
     result = weighted_sum(stretch.differences(), weights)
     return result if stretch.base is None else _plus(result, stretch.base)
 

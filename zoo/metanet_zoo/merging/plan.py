@@ -220,9 +220,8 @@ class _Planner:
         sources = [source for source in piece.sources if source.model != base]
         layers = self._layers(sources[0].model)
         for name in self.models[sources[0].model].source.entries():
-            depth = layers.depth(name)
-            if layers.index(name) is None and (depth == 0) == early:
-                job = self._job(name, [(source, name) for source in sources], base, name, depth, piece)
+            if layers.index(name) is None and layers.is_early(name) == early:
+                job = self._job(name, [(source, name) for source in sources], base, name, 0.0, piece)
                 if job is not None:
                     yield job
 
