@@ -27,6 +27,7 @@ CHANGED = 1e-6
 ATTEMPTS = 3
 """How often a group that seems dead gets new values."""
 MOVED = "permutation"
+NESTED = "permutation of nested units in every other copy"
 TOGETHER = "all together"
 
 
@@ -35,7 +36,8 @@ class Verification:
     """What `verify` found.
 
     Args:
-        errors: for permutations, every kind of freedom, and all together: the worst relative error.
+        errors: for permutations, those of nested units that differ from copy to copy, every kind of freedom,
+            and all together: the worst relative error.
         controls: how much the outputs change when a group is permuted with one tensor left out, or an action
             acts with one term left out; what occurs in one place alone has no control.
         dead: groups and actions that no such control could tell from the identity.
@@ -127,6 +129,8 @@ def verify(
     has |= {action.kind for action in spec.actions}
     present = [kind for kind in KINDS if kind in chosen & has]
     draw(MOVED, [], permute=True)
+    if nested := {group.name: _shift(spec, group) for group in spec.groups if group.parent is not None}:
+        errors[NESTED] = network.error(GroupElement(spec, nested, {}) @ network.values)
     for kind in present:
         draw(kind, [kind], permute=False)
     if present:
@@ -166,6 +170,16 @@ def _controls(spec: WeightSpec, network: _Network) -> tuple[dict[str, float], tu
     return controls, (*(group.name for group in left), *acting)
 
 
+def _shift(spec: WeightSpec, group: Group) -> Tensor:
+    """Return a cyclic shift of a group's units; of nested ones in every other copy, as no shared one does."""
+    units = torch.arange(group.size)
+    if group.parent is None:
+        return units.roll(1)
+    rows = units.repeat(spec.copies(group.name), 1)
+    rows[::2] = units.roll(1)
+    return rows
+
+
 def _action_control(
     spec: WeightSpec,
     network: _Network,
@@ -193,10 +207,7 @@ def _control(
     spec: WeightSpec, network: _Network, group: Group, carriers: Sequence[str], first: Mapping[str, str]
 ) -> float:
     """Return the change of the outputs when a group is permuted with one of its tensors left out."""
-    shift = torch.arange(group.size).roll(1)
-    if group.parent is not None:
-        shift = shift.expand(spec.sizes[group.parent], -1).contiguous()
-    moved = GroupElement(spec, {group.name: shift}, {}) @ network.values
+    moved = GroupElement(spec, {group.name: _shift(spec, group)}, {}) @ network.values
     change = 0.0
     for carrier in carriers:
         partly = {
