@@ -1,0 +1,103 @@
+"""Laws of the update rules: steps commute with permutations of the spec, and rules start as their base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from metanet import GroupElement, spec_of
+from metanet.optim import LearnedOptimizer, MetaWeights, StructuredRule
+from metanet.optim.network import MixingRule, PerParameterRule
+from metanet.optim.newton_schulz import orthogonalize
+from metanet.optim.pretrained import RULES
+from tests.metanet.optim.networks import cnn, mlp, train, weights
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("build", [mlp, cnn])
+@pytest.mark.parametrize("linked", [False, True])
+def test_steps_commute_with_permutations(rule: str, build: Callable[[], nn.Module], linked: bool) -> None:
+    model, moved = build().double(), build().double()
+    x = torch.zeros(2, 1, 6, 6).double() if build is cnn else torch.zeros(2, 5).double()
+    spec = spec_of(model, x)
+    element = GroupElement.random(spec, torch.Generator().manual_seed(0))
+    moved.load_state_dict(element @ moved.state_dict())
+    for network in (model, moved):
+        optimizer = LearnedOptimizer(
+            network.named_parameters(), total_steps=4, weights=weights(rule), spec=spec if linked else None
+        )
+        train(network, optimizer, 2)
+    expected = element @ model.state_dict()
+    for name, tensor in moved.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
+
+
+def test_links_change_the_step() -> None:
+    ends = []
+    for linked in (False, True):
+        model = mlp().double()
+        spec = spec_of(model, torch.zeros(2, 5).double())
+        optimizer = LearnedOptimizer(
+            model.named_parameters(), total_steps=4, weights=weights("mixing"), spec=spec if linked else None
+        )
+        train(model, optimizer, 2)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert float((ends[0] - ends[1]).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("rule", [PerParameterRule(), MixingRule()])
+def test_networks_start_as_the_structured_rule(rule: PerParameterRule) -> None:
+    ends = []
+    for made in (StructuredRule(), rule):
+        model = mlp().double()
+        optimizer = LearnedOptimizer(
+            model.named_parameters(), total_steps=4, weights=MetaWeights.initial(made)
+        )
+        train(model, optimizer, 3)
+        ends.append([p.detach() for p in model.parameters()])
+    for mine, theirs in zip(*ends, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_structured_rule_starts_as_muon_with_a_cosine() -> None:
+    """Once the correction of the momentum's bias, which torch's Muon leaves out, has worn off."""
+    model, twin = mlp().double(), mlp().double()
+    steps, last = 120, 10
+    learned = LearnedOptimizer(
+        model.named_parameters(), total_steps=steps, weights=MetaWeights.initial(StructuredRule())
+    )
+    mine = [p for p in model.parameters() if p.ndim == 2]
+    theirs = [p for p in twin.parameters() if p.ndim == 2]
+    muon = torch.optim.Muon(theirs, lr=0.016, weight_decay=0.0, momentum=0.95, nesterov=True)
+    before: list[torch.Tensor] = []
+    for step in range(steps):
+        if step == steps - last:
+            before = [p.detach().clone() for p in (*mine, *theirs)]
+        for group in muon.param_groups:
+            group["lr"] = 0.016 * 0.5 * (1 + math.cos(math.pi * (step + 0.5) / steps))
+        generator = torch.Generator().manual_seed(step)
+        for first, second in zip(mine, theirs, strict=True):
+            gradient = torch.randn(first.shape, generator=generator, dtype=first.dtype)
+            first.grad, second.grad = gradient, gradient.clone()
+        learned.step()
+        muon.step()
+    moves = [p.detach() - old for p, old in zip((*mine, *theirs), before, strict=True)]
+    for first, second in zip(moves[: len(mine)], moves[len(mine) :], strict=True):
+        error = float((first - second).norm() / second.norm())
+        assert error < 0.05  # torch multiplies in bfloat16
+
+
+def test_orthogonal_factors_keep_singular_vectors() -> None:
+    matrix = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = orthogonalize(matrix)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    inner = u.mT @ found @ v.mT
+    values = inner.diagonal(dim1=-2, dim2=-1)
+    assert bool((values > 0.6).all())
+    assert bool((values < 1.3).all())
+    torch.testing.assert_close(inner, torch.diag_embed(values), rtol=0, atol=1e-6)
+    assert s.shape == values.shape
