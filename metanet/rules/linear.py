@@ -32,7 +32,14 @@ def product_dims(call: Call, left: Value, right: Value) -> tuple[Dim, ...]:
     return (*batch, *rows, *columns)
 
 
-@rule("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default")
+@rule(
+    "aten.mm.default",
+    "aten.bmm.default",
+    "aten.matmul.default",
+    "aten.mv.default",
+    "aten.dot.default",
+    "aten.vdot.default",
+)
 def matmul(call: Call) -> Value:
     """Unify the contracted dimensions and the batch dimensions; a matrix ``[in, out]`` may be a parameter."""
     names = [name for name, _ in call.values()]
@@ -66,6 +73,25 @@ def addmm(call: Call) -> Value:
     if bias.entry is not None:
         product.draft.parameters += (("bias", bias.entry),)
     return product
+
+
+@rule("aten.tensordot.default")
+def tensordot(call: Call) -> Value:
+    """Unify the dimensions that are contracted."""
+    left, right = call.tensor("self"), call.tensor("other")
+    pairs = [
+        [int(n) % len(value.dims) for n in call.argument(name)]
+        for name, value in (("dims_self", left), ("dims_other", right))
+    ]
+    for i, j in zip(*pairs, strict=True):
+        call.unify(left.dims[i], right.dims[j])
+    kept = [
+        dim
+        for value, gone in zip((left, right), pairs, strict=True)
+        for i, dim in enumerate(value.dims)
+        if i not in gone
+    ]
+    return call.result("tensordot", kept, extra={"dims": tuple(map(tuple, pairs))})
 
 
 @rule("aten.outer.default")
