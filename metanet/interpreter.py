@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 import torch
+from sympy import nextprime  # type: ignore[import-untyped]
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from metanet.dimension import Dim, fixed, uniform
 from metanet.rules import RULES
 from metanet.rules.registry import Call, Draft, RuleEntry, Value, constant_dims
-from metanet.tracing import DerivationError, in_place_of_own
+from metanet.tracing import in_place_of_own
 from metanet.unification import Dimensions
 
 FOLD_LIMIT = 1 << 20
@@ -137,8 +138,8 @@ class _Interpreter:
         if "_." in name and in_place_of_own(node):
             name = name.replace("_.", ".", 1)
         values = [v for v in tree_leaves((arguments, dict(keywords))) if isinstance(v, Value)]
-        if not values and not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
-            return node.meta.get("val")
+        if "sym_size" in name or (not values and not isinstance(node.meta.get("val"), (Tensor, list, tuple))):
+            return number_of(node.meta.get("val"))
         folded = self.fold(node, arguments, keywords, values)
         if folded is not None:
             return folded
@@ -238,10 +239,16 @@ def _bind(node: fx.Node, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 
 def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
     leaves = tree_leaves(node.meta.get("val"))
-    shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
-    if not all(isinstance(size, int) for shape in shapes for size in shape):
-        raise DerivationError(
-            f"{node.target} gives a tensor whose shape {shapes[0]} depends on values; a spec needs shapes "
-            "that the example inputs decide. Give the part of the model before it, or mask instead of select"
-        )
-    return tuple(shapes)
+    return tuple(tuple(map(number_of, leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def number_of(size: Any) -> Any:
+    """Return a size that depends on values (how many tokens chose an expert) as a prime of its own.
+
+    No dimension of a parameter has such a size; equal ones stay equal and multiples stay multiples.
+    """
+    if not isinstance(size, torch.SymInt):
+        return size
+    symbols = size.node.expr.free_symbols
+    primes = {symbol: nextprime(FOLD_LIMIT, 1 + int(symbol.name.strip("us"))) for symbol in symbols}
+    return int(size.node.expr.xreplace(primes))

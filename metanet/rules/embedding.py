@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metanet.dimension import fixed, join
 from metanet.rules.indexing import address
-from metanet.rules.registry import Call, Value, rule
+from metanet.rules.registry import Call, Result, Value, rule
 
 
 @rule("aten.embedding.default", labels="read")
@@ -15,6 +15,18 @@ def embedding(call: Call) -> Value:
     return call.result(
         "embedding", (*indices.dims, *weight.dims[1:]), parameters=("weight",), attributes=("padding_idx",)
     )
+
+
+@rule("aten.embedding_bag.padding_idx", "aten.embedding_bag.default", "aten._embedding_bag.default")
+def embedding_bag(call: Call) -> Result:
+    """Reduce rows of ``[vocabulary, width]`` in bags."""
+    weight = call.tensor("weight")
+    for name, value in call.values():
+        for dim in value.dims if name != "weight" else weight.dims[:1]:
+            call.fix(dim)
+    dims = (fixed(call.shape[0]), weight.dims[1])
+    bag = call.result("embedding_bag", dims, parameters=("weight",), attributes=("mode",))
+    return [bag, *(Value(tuple(map(fixed, shape))) for shape in call.shapes[1:])]
 
 
 @rule("aten.one_hot.default", labels="read")

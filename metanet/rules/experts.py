@@ -47,7 +47,9 @@ def cumulate(call: Call) -> Value:
 def grouped_mm(call: Call) -> Value:
     """Multiply every block of rows ``[s, i]`` by its own matrix of ``[e, i, o]``."""
     (_, x), (_, weight), (_, ends), *more = call.values()
-    assert len(x.dims) == 2 and len(weight.dims) == 3 and not more
+    assert len(x.dims) == 2
+    assert len(weight.dims) == 3
+    assert not more
     call.unify(x.dims[1], weight.dims[1])
     rows: Dim = x.dims[0].root()
     if ends.offsets is not None and ends.offsets[0].root() is rows:

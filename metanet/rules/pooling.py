@@ -59,6 +59,7 @@ def max_pool_with_indices(call: Call) -> Result:
         )
         for overload in ("default", "vec")
     ),
+    *(f"aten._upsample_nearest_exact{n}d.{o}" for n in (1, 2, 3) for o in ("default", "vec")),
     *(f"aten._upsample_{kind}_aa.{o}" for kind in ("bilinear2d", "bicubic2d") for o in ("default", "vec")),
 )
 def upsample(call: Call) -> Value:
@@ -108,6 +109,16 @@ def pixel_shuffle(call: Call) -> Value:
     else:
         outer = fuse([channel, fixed(factor**2)])
     return call.result(kind, (*batch, outer, *map(fixed, call.shape[-2:])), extra={"factor": factor})
+
+
+@rule("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
+def channel_shuffle(call: Call) -> Value:
+    """Turn groups times channels into channels times groups."""
+    x = call.tensor("self" if "self" in call.arguments else "input")
+    groups = int(call.argument("groups"))
+    outer, inner = call.split(x.dims[1], [groups, x.dims[1].size // groups])
+    dims = (x.dims[0], fuse([inner, outer]), *x.dims[2:])
+    return call.result("channel_shuffle", dims, attributes=("groups",))
 
 
 @rule("aten.im2col.default")

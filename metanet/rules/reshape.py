@@ -243,6 +243,29 @@ def repeat_interleave(call: Call) -> Value:
     return call.result("repeat", (*x.dims[:at], copies, *x.dims[at + 1 :]), inputs=[x])
 
 
+@rule("aten.repeat_interleave.self_Tensor")
+def repeat_each(call: Call) -> Value:
+    """Repeat every index a number of times of its own, which tells them apart."""
+    x = call.tensor("self")
+    at = call.dim("dim", len(x.dims))
+    for dim in (x.dims[at], *call.tensor("repeats").dims):
+        call.fix(dim)
+    return call.result("repeat", (*x.dims[:at], fixed(call.shape[at]), *x.dims[at + 1 :]))
+
+
+@rule("aten.diag_embed.default")
+def diag_embed(call: Call) -> Value:
+    """Write a dimension on a diagonal: two dimensions are that one."""
+    x = call.tensor("self")
+    if int(call.argument("offset", 0)) != 0:
+        raise LookupError("a diagonal beside the main one")
+    first, second = sorted((call.dim("dim1", len(x.dims) + 1, -2), call.dim("dim2", len(x.dims) + 1, -1)))
+    dims = list(x.dims[:-1])
+    dims.insert(first, x.dims[-1])
+    dims.insert(second, x.dims[-1])
+    return call.result("diag_embed", dims)
+
+
 @rule("aten.diagonal.default")
 def diagonal(call: Call) -> Value:
     """Take the main diagonal: both dimensions are one. Any other diagonal fixes them."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from metanet.dimension import Dim, fixed
 from metanet.rules.indexing import address, is_mask
-from metanet.rules.registry import Call, Value, is_range, rule
+from metanet.rules.registry import Call, Result, Value, is_range, rule
 
 
 def _beside(call: Call, dims: Sequence[Dim], other: Sequence[Dim], at: int) -> list[Dim]:
@@ -100,6 +100,21 @@ def _masked(call: Call, x: Value, values: Value, indices: Sequence[Value]) -> Va
     for dim in values.dims[: len(values.dims) - len(wide)]:
         call.fix(dim)
     return call.result("index_put", (*map(call.fix, x.dims[:covered]), *dims))
+
+
+@rule(
+    "aten.nonzero.default", "aten.masked_select.default", "aten.where.default", "aten.nonzero_numpy.default"
+)
+def nonzero(call: Call) -> Result:
+    """List places, or what is there, in order: how many there are depends on the values."""
+    for _, value in call.values():
+        for dim in value.dims:
+            call.fix(dim)
+    first = call.result(call.name.split(".")[1], tuple(map(fixed, call.shape)))
+    if len(call.shapes) == 1 and not isinstance(call.node.meta["val"], (list, tuple)):
+        return first
+    others = range(1, len(call.shapes))
+    return [first, *(call.result("getitem", first.dims, inputs=[first], extra={"index": i}) for i in others)]
 
 
 @rule("aten.masked_scatter.default")
