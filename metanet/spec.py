@@ -277,11 +277,13 @@ class WeightSpec:
             if isinstance(atom, Perm)
         }
         used |= {ancestor for name in used for ancestor in self.ancestors(name)}
+        ties = [tuple(name for name in tie if name in kept) for tie in self.ties]
         return replace(
             self,
             groups=tuple(g for g in self.groups if g.name in used),
             entries=entries,
             actions=_restricted(self.actions, kept),
+            ties=tuple(tie for tie in ties if len(tie) > 1),
         )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], *, leading: int | None = 0) -> None:

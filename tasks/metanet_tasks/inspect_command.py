@@ -16,6 +16,9 @@ examples:
       a plain MLP or CNN, recognised by the names and shapes of its tensors
   metanet inspect model.safetensors
       with model.spec.json, model.spec or spec.json beside it
+  metanet inspect ./Llama-3-8B --verify
+      a Hugging Face folder: config.json is built without weights by the package transformers, of the weights
+      only names and shapes are read; the proof is of the same architecture at a reduced size
   metanet inspect torchvision.models:resnet18 --input 'f32[1,3,64,64]' --verify
       a network in Python; the current folder is searched first
   metanet inspect mymodels:transformer --input 'i64[1,16]:1000' --save-spec transformer.spec.json
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
         activation=options.activation,
         prove=options.verify,
         seed=options.seed,
+        trust_remote_code=options.trust_remote_code,
+        cache=not options.no_cache,
     )
     if options.save_spec is not None:
         write_spec(options.save_spec, inspection.spec)
@@ -85,6 +90,14 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--save-spec", type=Path, metavar="FILE", help="write the spec (JSON if *.json)")
     result.add_argument(
         "--activation", metavar="NAME", help="of a plain sequential checkpoint: relu, tanh, sine:30, …"
+    )
+    result.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code that a Hugging Face folder brings along; never done otherwise",
+    )
+    result.add_argument(
+        "--no-cache", action="store_true", help="derive anew, and keep nothing in the cache (METANET_CACHE)"
     )
     result.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
     result.add_argument("--json", action="store_true", help="print JSON instead of tables")

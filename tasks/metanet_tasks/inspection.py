@@ -14,6 +14,7 @@ from metanet.derive import spec_of
 from metanet.spec import WeightSpec
 from metanet.verification import Verification, verify
 from metanet_tasks.objects import is_object, load_object, parse_input
+from metanet_tasks.reduced_proof import prove_reduced
 from metanet_zoo.spec_files import read_spec
 from metanet_zoo.spec_source import find_spec
 
@@ -171,9 +172,12 @@ def _inspect_checkpoint(
     found = find_spec(
         source, spec_file=spec_file, activation=activation, trust_remote_code=trust, cache=cache
     )
-    verification, reason = None, None
+    verification, reason, notes = None, None, found.notes
     if prove and found.kind == "sequential" and found.model is not None:
         verification = verify(found.spec, found.model, *found.inputs)
+    elif prove and found.kind == "huggingface":
+        verification, more, reason = prove_reduced(found, trust_remote_code=trust)
+        notes += more
     elif prove:
         reason = "a checkpoint with a spec file cannot be run; inspect package.module:factory with --spec"
-    return Inspection(source, found.origin, found.spec, found.notes, verification, reason)
+    return Inspection(source, found.origin, found.spec, notes, verification, reason)

@@ -195,7 +195,7 @@ def _images(config: Any, generator: torch.Generator) -> Tensor | None:
         config, "image_size", "vision_config.image_size", "input_size", "backbone_config.image_size"
     )
     if size is None:
-        size = 224
+        size = 64
     if isinstance(size, int):
         size = (size, size)
     channels = setting(config, "num_channels", "vision_config.num_channels", "in_channels") or 3

@@ -236,9 +236,9 @@ class StoredModel(nn.Module):
         self._given = {**mapping.renamed, **{name: name for name in mapping.missing}}
         for name, stored in self._given.items():
             self._register(stored, torch.empty_like(state[name]))
-        kind = next(iter(model.parameters())).dtype
+        kind = next(iter(model.parameters()))
         for name in converted:
-            self._register(name, torch.empty(shapes[name], dtype=kind, device="meta"))
+            self._register(name, torch.empty(shapes[name], dtype=kind.dtype, device=kind.device))
 
     def _register(self, name: str, tensor: Tensor) -> None:
         parent: nn.Module = self

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class SpecSource:
         model: of a sequential network: a network with these names and shapes.
         inputs: what that network runs on.
         config: of a Hugging Face model: its configuration.
+        names: of a Hugging Face model: entry -> its name in the checkpoint, where they are one tensor.
+        converted: of a Hugging Face model: whether some entries are converted to make others.
     """
 
     spec: WeightSpec
@@ -46,6 +48,8 @@ class SpecSource:
     model: nn.Module | None = None
     inputs: tuple[Tensor, ...] = ()
     config: Any = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    converted: bool = False
 
     @property
     def provenance(self) -> str:
@@ -111,15 +115,7 @@ def find_spec(
         found = _from_config(folder, shapes, trust_remote_code, cache)
     else:
         found = _sequential(shapes, activation)
-    return SpecSource(
-        found.spec,
-        found.origin,
-        (*checkpoint.notes, *found.notes),
-        found.kind,
-        found.model,
-        found.inputs,
-        found.config,
-    )
+    return replace(found, notes=(*checkpoint.notes, *found.notes))
 
 
 def _has_config(folder: Path) -> bool:
@@ -177,7 +173,15 @@ def _from_config(
         f"derived from {kind} of transformers {transformers_version()}, built from "
         f"{folder / 'config.json'} without weights" + (" (from the cache)" if known else "")
     )
-    return SpecSource(spec, origin, (*built.notes, *mapping.notes(kind)), "huggingface", config=config)
+    return SpecSource(
+        spec,
+        origin,
+        (*built.notes, *mapping.notes(kind)),
+        "huggingface",
+        config=config,
+        names=mapping.renamed,
+        converted=bool(mapping.conversions),
+    )
 
 
 def _sequential(shapes: Mapping[str, tuple[int, ...]], activation: str | None) -> SpecSource:
