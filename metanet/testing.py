@@ -91,7 +91,7 @@ def random_weights(
 ) -> dict[str, Tensor]:
     """Draw generic normal weights ``[*leading, *shape]`` for every entry of a spec."""
     return {
-        name: torch.randn(*leading, *shape, generator=generator, dtype=dtype)
+        name: torch.randn((*leading, *shape), generator=generator, dtype=dtype)
         for name, shape in spec.shapes.items()
     }
 
