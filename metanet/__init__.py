@@ -23,6 +23,7 @@ _EXPORTS = {
     "WeightSpec": "metanet.spec",
     "blocks_of": "metanet.blocks",
     "canonicalize": "metanet.canonical",
+    "fold_gains": "metanet.folding",
     "from_graph": "metanet.graph",
     "spec_of": "metanet.derive",
     "to_graph": "metanet.graph",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from metanet.canonical import canonicalize as canonicalize
     from metanet.derive import spec_of as spec_of
     from metanet.features import WeightFeatures as WeightFeatures
+    from metanet.folding import fold_gains as fold_gains
     from metanet.graph import from_graph as from_graph
     from metanet.graph import to_graph as to_graph
     from metanet.group import GroupElement as GroupElement

@@ -13,6 +13,7 @@ from metanet.exponents import with_freedoms
 from metanet.interpreter import Interpretation, interpret
 from metanet.naming import name_groups
 from metanet.nesting import with_nesting
+from metanet.orthogonal import with_orthogonal
 from metanet.rules.registry import Draft
 from metanet.shifts import with_shifts
 from metanet.skeleton import Operation
@@ -82,7 +83,8 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name in spec.axes and not tensor.is_floating_point()
     ]
-    return with_shifts(with_freedoms(with_nesting(spec), other), other)
+    spec = with_freedoms(with_nesting(spec), other)
+    return with_shifts(with_orthogonal(spec), other)
 
 
 def _needed(found: Interpretation) -> list[Draft]:
