@@ -17,6 +17,7 @@ from metanet_tasks import (
     demo_command,
     inspect_command,
     merge_command,
+    optim_command,
     train_command,
     zoo_command,
 )
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(train_command.main, "train a metanetwork on a zoo, from a YAML configuration", RESUME),
     "classify": Command(classify_command.main, "say what networks show, from their weights alone"),
     "merge": Command(merge_command.main, "merge checkpoints: averages, task vectors, recipes", RESUME),
+    "optim": Command(optim_command.main, "learned optimizers: list, describe and compare them", AGAIN),
     "demo": Command(demo_command.main, "the whole path on embedded images, with a report", AGAIN),
 }
 

@@ -1,0 +1,1 @@
+"""Training networks with optimizers, learned and other: tasks, baselines, the benchmark and its report."""
