@@ -1,45 +1,66 @@
 r"""Canonical forms: the per-unit freedoms of a spec taken out exactly, so that permutation alone is left.
 
-A sine unit ``v · sin(ω (w·x + b))`` keeps its function under ``(w, b, v) -> -(w, b, v)`` and under
-``(b, v) -> (b + kπ/ω, (-1)^k v)``. Its canonical member is, with phase φ = ω b,
-
-======================  ==================================================================================
-where the unit stands   form
-======================  ==================================================================================
-first layer             w in a half-space of the (fixed) inputs, φ in [0, π)
-last hidden layer       φ in [-π/2, π/2], sum of the outgoing weights over the (fixed) outputs positive
-anywhere else           φ in [0, π/2], by shift and flip
-======================  ==================================================================================
-
-The first two measured better than the third as input of a metanetwork (they leave no wrap-around in w, and
-small phases small). A tanh unit takes the sign that makes the sum of its incoming row and bias positive;
-what comes from units whose own sign is not settled yet (recurrent, residual) does not count, and a unit that
-receives nothing else is left as it is.
-The form keeps the function, is idempotent, constant on the orbit of these freedoms and commutes with
-permutations. It is discontinuous at the cut; noise or a random element as augmentation smooths that.
-
-References:
-    Sitzmann et al. 2020, Implicit neural representations with periodic activation functions,
-    https://arxiv.org/abs/2006.09661. Kalogeropoulos et al. 2024, Scale equivariant graph metanetworks,
-    https://arxiv.org/abs/2406.10685 (sign canonicalisation; its phase form leaves ω out, this one does not).
+Factors (ReLU and gated units, gains of norms, statistics of a batch norm, signs of recurrent cells) take the
+form of `metanet.canonical_scale`, phases of sines and cosines and plain signs that of
+`metanet.canonical_phase`. The form keeps the function, is idempotent, constant on the orbit of what it takes
+out and commutes with permutations. It is discontinuous at its cuts; noise or a random element as augmentation
+smooths that. What mixes units (GL, O, rotations) and shifts of whole layers stay: they are the metanetwork's
+and the matching's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import pi
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
-import torch
 from torch import Tensor
 
-from metanet.axis import Atom, Fixed, Perm, Role
-from metanet.blocks import entry_blocks, split
-from metanet.freedom import phase_shift, spread, unit_factor
-from metanet.spec import FreedomKind, Group, WeightSpec
+from metanet.axis import Perm
+from metanet.blocks import entry_blocks
+from metanet.canonical_phase import PlainUnits, canonical_phase, canonical_sign
+from metanet.canonical_scale import Gauges, canonical_magnitudes, canonical_signs
+from metanet.chain import chain_of
+from metanet.leaf import leaves_of
+from metanet.spec import WeightSpec
+from metanet.unit_vectors import MAGNITUDES, SIGNS, Units
+from metanet.units import Group
 
 if TYPE_CHECKING:
     from metanet.features import WeightFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class LeftUnits:
+    """Units that a canonical form leaves as they are.
+
+    Args:
+        group: their group.
+        freedom: what is left of them: magnitude, sign or phase.
+        count: how many units, of all models together.
+        reason: why.
+    """
+
+    group: str
+    freedom: str
+    count: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.count} units of {self.group} keep their {self.freedom}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class CanonicalForm:
+    """Canonical weights, and the units that are left.
+
+    Args:
+        weights: entry -> ``[*leading, *shape]``.
+        left: the units whose freedoms could not be taken out.
+    """
+
+    weights: Mapping[str, Tensor]
+    left: tuple[LeftUnits, ...]
 
 
 @overload
@@ -49,14 +70,15 @@ def canonicalize(spec: WeightSpec, weights: Mapping[str, Tensor]) -> dict[str, T
 def canonicalize(
     spec: WeightSpec, weights: WeightFeatures | Mapping[str, Tensor]
 ) -> WeightFeatures | dict[str, Tensor]:
-    """Return the canonical member of the orbit of the weights under signs and phases.
+    """Return the canonical member of the orbit of the weights under signs, phases and scales.
 
     Args:
         spec: the spec; groups without these freedoms are left alone.
         weights: a state dict (each tensor ``[*leading, *shape]``) or features of one channel.
 
     Returns:
-        The same kind of object; the function it stands for is unchanged.
+        The same kind of object; the function it stands for is unchanged. `canonical_form` also tells which
+        units it leaves.
 
     Raises:
         ValueError: names or shapes do not fit the spec.
@@ -64,25 +86,118 @@ def canonicalize(
     if not isinstance(weights, Mapping):
         canonical = canonicalize(spec, weights.to_state_dict())
         return type(weights).from_state_dict(spec, canonical, batched=weights.batched)
+    return dict(canonical_form(spec, weights).weights)
+
+
+def canonical_form(spec: WeightSpec, weights: Mapping[str, Tensor]) -> CanonicalForm:
+    """Return the canonical weights, and count and name the units that are left.
+
+    Args:
+        spec: the spec.
+        weights: entry -> ``[*leading, *shape]``.
+
+    Raises:
+        ValueError: names or shapes do not fit the spec.
+    """
     spec.check({name: tuple(tensor.shape) for name, tensor in weights.items()}, leading=None)
-    tensors = dict(weights)
-    settled = {group.name for group in spec.groups if not group.freedoms}
-    for group in _sweep(spec):
-        if group.freedom("phase"):
-            phase = _phase(spec, group, settled, tensors)
-            if phase is None:
-                continue
-            _canonicalize_phase(spec, group, phase, tensors)
-        elif group.freedom("sign"):
-            total = _row_sum(spec, group, settled, tensors)
-            if total is None:
-                continue
-            _apply(spec, group, "sign", _sign(total), tensors)
-        settled.add(group.name)
-    return tensors
+    sweep = _Sweep(spec, dict(weights))
+    pending = sweep.stages()
+    while pending:
+        waiting = [stage for stage in pending if not sweep.settle(*stage)]
+        if len(waiting) == len(pending):
+            break
+        pending = waiting
+    for units, freedom in pending:
+        name = _group(units)
+        reason = "other units that are not settled multiply all that they are written by"
+        sweep.left.append(LeftUnits(name, freedom, sweep.number(units), reason))
+    return CanonicalForm(sweep.tensors, tuple(sweep.left))
 
 
-def _sweep(spec: WeightSpec) -> list[Group]:
+def _group(units: Units) -> str:
+    last = units[-1]
+    assert isinstance(last, Perm)
+    return last.group
+
+
+class _Sweep:
+    """Settles freedoms one after the other, in the order in which the network writes its units."""
+
+    def __init__(self, spec: WeightSpec, tensors: dict[str, Tensor]) -> None:
+        self.spec = spec
+        self.tensors = tensors
+        self.gauges = Gauges.of(spec)
+        self.left: list[LeftUnits] = []
+        self.models = 1
+        for name, axes in spec.entries:
+            leading = tensors[name].shape[: tensors[name].ndim - len(axes)]
+            self.models = leading.numel()
+
+    def stages(self) -> list[tuple[Units, str]]:
+        """Return what is to be settled, in order."""
+        found: list[tuple[Units, str]] = []
+        for group in _written_order(self.spec):
+            chain = tuple(Perm(name) for name in chain_of(self.spec.group, group.name))
+            keys = [units for units in self.gauges.by_units if _group(units) == group.name]
+            if group.freedom("phase") and chain not in keys:
+                keys.append(chain)
+            for units in keys:
+                kinds = {vector.kind for vector in self.gauges.by_units.get(units, ())}
+                if kinds & set(MAGNITUDES):
+                    found.append((units, "magnitude"))
+                if kinds & set(SIGNS) - ({"sign"} if self.phased(units) else set()):
+                    found.append((units, "sign"))
+                if self.phased(units):
+                    found.append((units, "phase"))
+        return found
+
+    def phased(self, units: Units) -> bool:
+        """Return whether units have phases by role."""
+        name = _group(units)
+        chain = tuple(Perm(parent) for parent in chain_of(self.spec.group, name))
+        return units == chain and self.spec.group[name].freedom("phase") is not None
+
+    def number(self, units: Units) -> int:
+        """Return the number of units of all models."""
+        count = self.models
+        for axis in units:
+            count *= self.spec.sizes[axis.group] if isinstance(axis, Perm) else axis.size
+        return count
+
+    def settle(self, units: Units, freedom: str) -> bool:
+        """Settle one freedom of units if it can be told by now; return whether it could."""
+        group = self.spec.group[_group(units)]
+        vectors = [v for v in self.gauges.by_units.get(units, ()) if v.kind in SIGNS]
+        if freedom == "magnitude":
+            left = canonical_magnitudes(self.gauges, units, self.tensors)
+            reason = "a norm that is to be one is zero"
+        elif freedom == "phase":
+            left = canonical_phase(PlainUnits(self.gauges, group, self.tensors))
+            reason = "they lie on a cut of the form"
+        elif not self.phased(units) and [(v.kind, v.plain) for v in vectors] == [("sign", True)]:
+            left = canonical_sign(PlainUnits(self.gauges, group, self.tensors))
+            reason = "a sum that is to be positive is zero"
+        else:
+            rest = [v for v in vectors if not (self.phased(units) and v.plain and v.kind == "sign")]
+            left = canonical_signs(self.gauges, units, rest, self.tensors)
+            reason = "a sum that is to be positive is zero"
+        if left is None:
+            return False
+        if left.any():
+            self.left.append(LeftUnits(group.name, freedom, int(left.sum()), reason))
+        if freedom == "phase":
+            self.gauges.phased -= {
+                (name, number)
+                for name, axes in self.spec.entries
+                for number, leaf in enumerate(leaves_of(axes))
+                if isinstance(leaf.atom, Perm) and leaf.atom.group == group.name
+            }
+        if freedom == "magnitude" or not self.phased(units) or freedom == "phase":
+            self.gauges.settle(units, signs=freedom != "magnitude")
+        return True
+
+
+def _written_order(spec: WeightSpec) -> list[Group]:
     """Return the groups in the order in which the network writes them: incoming signs are settled first."""
     order: dict[str, None] = {}
     written = [entry for operation in spec.operations for _, entry in operation.parameters]
@@ -91,121 +206,4 @@ def _sweep(spec: WeightSpec) -> list[Group]:
             for atom in block.atoms:
                 if isinstance(atom, Perm) and atom.role != "in":
                     order.setdefault(atom.group)
-    return [spec.group[name] for name in order]
-
-
-def _canonicalize_phase(spec: WeightSpec, group: Group, phase: Tensor, tensors: dict[str, Tensor]) -> None:
-    flips = group.freedom("sign") is not None
-    inputs = _fixed_neighbour(spec, group, "out", tensors)
-    if flips and inputs is not None:
-        sign = _sign(inputs[..., 0])
-        _apply(spec, group, "sign", sign, tensors)
-        _apply(spec, group, "phase", -torch.floor(sign * phase / pi), tensors)
-        return
-    outputs = _fixed_neighbour(spec, group, "in", tensors)
-    if flips and outputs is not None:
-        _apply(spec, group, "phase", -torch.floor(phase / pi + 0.5), tensors)
-        outputs = _fixed_neighbour(spec, group, "in", tensors)
-        assert outputs is not None
-        _apply(spec, group, "sign", _sign(outputs.sum(-1)), tensors)
-        return
-    turns = torch.floor(phase / pi)
-    _apply(spec, group, "phase", -turns, tensors)
-    if flips:
-        high = phase - turns * pi > pi / 2
-        _apply(spec, group, "sign", 1.0 - 2.0 * high.double(), tensors)
-        _apply(spec, group, "phase", high.double(), tensors)
-
-
-def _occurrences(
-    spec: WeightSpec, group: Group, role: Role, tensors: Mapping[str, Tensor]
-) -> list[tuple[list[Atom], Tensor]]:
-    """Return the other atoms and the weights ``[*leading, *others, n]`` where the units have a role."""
-    found = []
-    for name, axes in spec.entries:
-        wanted = Perm(group.name, role)
-        if not any(wanted in block.atoms for block in entry_blocks(name, axes)):
-            continue
-        blocks = list(entry_blocks(name, axes))
-        for block, part in zip(blocks, split(tensors[name], axes, spec.sizes), strict=True):
-            if wanted in block.atoms:
-                at = block.atoms.index(wanted)
-                others = [atom for i, atom in enumerate(block.atoms) if i != at]
-                found.append((others, part.movedim(at - len(block.atoms), -1)))
-    return found
-
-
-def _fixed_neighbour(
-    spec: WeightSpec, group: Group, role: Role, tensors: Mapping[str, Tensor]
-) -> Tensor | None:
-    """Return ``[*leading, n, fixed]`` weights to a fixed axis, if that is all the units meet in a role."""
-    found = _occurrences(spec, group, role, tensors)
-    if len(found) != 1:
-        return None
-    others, part = found[0]
-    if not all(isinstance(atom, Fixed) for atom in others):
-        return None
-    leading = part.ndim - len(others) - 1
-    return part.movedim(-1, leading).flatten(leading + 1) if others else part.unsqueeze(-1)
-
-
-def _settled(
-    spec: WeightSpec, group: Group, role: Role, settled: set[str], tensors: Mapping[str, Tensor]
-) -> list[tuple[Tensor, tuple[int, ...]]]:
-    """Return the weights that meet only settled groups beside the units, and their dimensions that do."""
-    return [
-        (part.double(), tuple(range(part.ndim - 1 - len(others), part.ndim - 1)))
-        for others, part in _occurrences(spec, group, role, tensors)
-        if all(atom.group in settled for atom in others if isinstance(atom, Perm))
-    ]
-
-
-def _phase(spec: WeightSpec, group: Group, settled: set[str], tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """Return ``[*leading, n]`` phases of the first bias, the mean where a unit has several; None without."""
-    freedom = group.freedom("phase")
-    assert freedom is not None
-    assert freedom.parameter is not None
-    for part, rest in _settled(spec, group, "bias", settled, tensors):
-        return (part.mean(rest) if rest else part) * freedom.parameter
-    return None
-
-
-def _row_sum(
-    spec: WeightSpec, group: Group, settled: set[str], tensors: Mapping[str, Tensor]
-) -> Tensor | None:
-    """Return ``[*leading, n]`` sums of what comes into the units from settled signs; None if nothing does."""
-    total: Tensor | None = None
-    for role in ("out", "bias"):
-        for part, rest in _settled(spec, group, role, settled, tensors):
-            step = part.sum(rest) if rest else part
-            total = step if total is None else total + step
-    return total
-
-
-def _sign(values: Tensor) -> Tensor:
-    return torch.where(values < 0, -1.0, 1.0).double()
-
-
-def _apply(
-    spec: WeightSpec, group: Group, kind: FreedomKind, values: Tensor, tensors: dict[str, Tensor]
-) -> None:
-    """Act in place of the dict with one freedom of one group, ``values`` being ``[*leading, n]``."""
-    freedom = group.freedom(kind)
-    assert freedom is not None
-
-    def factor(perm: Perm) -> Tensor | None:
-        return unit_factor(kind, values, perm.role) if perm.group == group.name else None
-
-    def shift(perm: Perm) -> Tensor | None:
-        return phase_shift(freedom, values) if perm == Perm(group.name, "bias") else None
-
-    for name, axes in spec.entries:
-        tensor = tensors[name]
-        leading = tensor.ndim - len(axes)
-        for dim, axis in enumerate(axes):
-            shape = (*tensor.shape[:leading], *(-1 if i == dim else 1 for i in range(len(axes))))
-            if (scale := spread(axis, spec.sizes, factor, torch.mul)) is not None:
-                tensor = tensor * scale.to(tensor).reshape(shape)
-            if kind == "phase" and (step := spread(axis, spec.sizes, shift, torch.add)) is not None:
-                tensor = (tensor.double() + step.reshape(shape)).to(tensor.dtype)
-        tensors[name] = tensor
+    return [spec.group[name] for name in [*order, *(n for n in spec.group if n not in order)]]

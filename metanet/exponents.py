@@ -23,8 +23,9 @@ from dataclasses import dataclass, field, replace
 
 from metanet.action import Action, ActionKind, Term
 from metanet.axis import Axis, Perm, Role, atoms, map_perms
+from metanet.chain import beside, chain_of, unit_leaves
 from metanet.equations import Mode
-from metanet.leaf import Leaf, apart, leaves_of
+from metanet.leaf import leaves_of
 from metanet.linear_forms import LinearSystem, independent, sparse
 from metanet.phases import phase_of
 from metanet.propagation import Network, Place, Propagation
@@ -238,40 +239,11 @@ def _lifted(network: Network, vector: Vector, parent: str) -> Vector | None:
     """Return a vector at the places of a parent that go with those of a group nested under it."""
     lifted: dict[Place, int] = {}
     for (entry, leaf), power in vector.items():
-        beside = _beside(network.spec.axes[entry], leaf, parent)
-        if beside is None:
+        found = beside(network.spec.axes[entry], leaf, parent)
+        if found is None:
             return None
-        lifted[entry, beside] = power
+        lifted[entry, found] = power
     return lifted
-
-
-def _beside(axes: tuple[Axis, ...], leaf: int, parent: str) -> int | None:
-    """Return the leaf of a parent that goes with a leaf of a group nested under it.
-
-    It is the nearest one left of it in its product, or the only one in another dimension.
-    """
-    leaves = leaves_of(axes)
-    own = leaves[leaf]
-    fitting = [
-        (number, other)
-        for number, other in enumerate(leaves)
-        if isinstance(other.atom, Perm) and other.atom.group == parent and not apart([own], [other])
-    ]
-    near = [number for number, other in fitting if _same_product(own, other) and number < leaf]
-    if near:
-        return near[-1]
-    return fitting[0][0] if len(fitting) == 1 else None
-
-
-def _same_product(own: Leaf, other: Leaf) -> bool:
-    return own.dim == other.dim and own.path[:-1] == other.path[:-1]
-
-
-def _chain(spec: WeightSpec, group: str) -> list[str]:
-    chain = [group]
-    while (parent := spec.group[chain[0]].parent) is not None:
-        chain.insert(0, parent)
-    return chain
 
 
 def _actions(network: Network, found: Mapping[str, Found]) -> list[Action]:
@@ -280,7 +252,7 @@ def _actions(network: Network, found: Mapping[str, Found]) -> list[Action]:
     order = network.order
     actions = []
     for group in spec.groups:
-        chain = _chain(spec, group.name)
+        chain = chain_of(spec.group, group.name)
         for _, kind in KINDS:
             for vector in sorted(found[group.name].vectors[kind], key=lambda v: min(order[e] for e, _ in v)):
                 terms = _terms(network, vector, chain)
@@ -289,22 +261,17 @@ def _actions(network: Network, found: Mapping[str, Found]) -> list[Action]:
     return actions
 
 
-def _terms(network: Network, vector: Vector, chain: Sequence[str]) -> tuple[Term, ...] | None:
+def _terms(network: Network, vector: Vector, chain: tuple[str, ...]) -> tuple[Term, ...] | None:
     """Return the terms of an action, or None if a parent cannot be told apart beside the units."""
     terms = []
     for name in network.sorted({entry for entry, _ in vector}):
         entry, axes = network.entry(name), network.spec.axes[name]
         for leaf in range(len(leaves_of(axes))):
-            power = vector.get((entry, leaf))
-            if not power:
-                continue
-            leaves = [leaf]
-            for parent in reversed(chain[:-1]):
-                beside = _beside(axes, leaves[0], parent)
-                if beside is None:
+            if power := vector.get((entry, leaf)):
+                leaves = unit_leaves(axes, leaf, chain)
+                if leaves is None:
                     return None
-                leaves.insert(0, beside)
-            terms.append(Term(name, tuple(leaves), power, network.eps(entry)))
+                terms.append(Term(name, leaves, power, network.eps(entry)))
     return tuple(terms)
 
 
