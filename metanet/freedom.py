@@ -30,6 +30,30 @@ def phase_shift(freedom: Freedom, counts: Tensor) -> Tensor:
     return counts.double() * (pi / freedom.parameter)
 
 
+def factor_of(group: Group, freedoms: Mapping[tuple[str, FreedomKind], Tensor], role: Role) -> Tensor | None:
+    """Return what all freedoms of a group together multiply where it has a role, or None for one.
+
+    Args:
+        group: the group.
+        freedoms: ``(group, kind) -> [*b, n]``, or ``[*b, copies, n]`` for a nested group.
+        role: of the units.
+    """
+    factor: Tensor | None = None
+    for freedom in group.freedoms:
+        values = freedoms.get((group.name, freedom.kind))
+        step = None if values is None else unit_factor(freedom.kind, values, role)
+        if step is not None:
+            factor = step if factor is None else factor * step
+    return factor
+
+
+def shift_of(group: Group, freedoms: Mapping[tuple[str, FreedomKind], Tensor], role: Role) -> Tensor | None:
+    """Return what a phase of a group adds where it has a role: kπ/ω to biases, else None."""
+    freedom = group.freedom("phase")
+    values = freedoms.get((group.name, "phase"))
+    return None if role != "bias" or freedom is None or values is None else phase_shift(freedom, values)
+
+
 def spread(
     axis: Axis,
     sizes: Mapping[str, int],

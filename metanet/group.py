@@ -33,17 +33,16 @@ from metanet.acting import (
 from metanet.action import Term
 from metanet.axis import Atom, Axis, Perm, Product
 from metanet.closure import induced
-from metanet.freedom import check_freedom, draw_freedom, phase_shift, unit_factor
+from metanet.freedom import check_freedom, draw_freedom, factor_of, shift_of
 from metanet.leaf import leaves_of
 from metanet.spec import KINDS, FreedomKind, Group, Kind, WeightSpec
 from metanet.wreath import (
+    act_on,
     chain_source,
     combine_units,
     permute_block,
-    select_indices,
     source_index,
     spread_values,
-    tied_dimensions,
 )
 
 __all__ = ["Carrier", "GroupElement", "Representation"]
@@ -200,21 +199,10 @@ class GroupElement:
         Permutations and freedoms of groups only: an action needs to know which entry it meets.
         """
         start = tensor.ndim - len(axes) if dim is None else dim
-        sets = tied_dimensions(axes, self.spec)
-        for dims in sets:
-            index = self.index(*(axes[d] for d in dims))
-            if index is not None:
-                tensor = select_indices(tensor, [start + d for d in dims], index)
-        for dims in sets:
-            chosen = [axes[d] for d in dims]
-            shape = [tensor.shape[i] if i - start in dims else 1 for i in range(tensor.ndim)]
-            factor = self.factor(*chosen, representation=representation)
-            if factor is not None:
-                tensor = tensor * factor.to(tensor).reshape(shape)
-            shift = self.shift(*chosen) if representation == "parameter" else None
-            if shift is not None:
-                tensor = tensor + shift.to(tensor).reshape(shape)
-        return tensor
+        shifts = self._shifts if representation == "parameter" else None
+        return act_on(
+            tensor, axes, self.spec, self.permutations, self._factors(representation), shifts, start=start
+        )
 
     def act_block(
         self,
@@ -267,14 +255,8 @@ class GroupElement:
 
         return unit
 
-    def _unit_factor(self, axis: Perm) -> Tensor | None:
-        factor: Tensor | None = None
-        for freedom in self.spec.group[axis.group].freedoms:
-            values = self.freedoms.get((axis.group, freedom.kind))
-            step = None if values is None else unit_factor(freedom.kind, values, axis.role)
-            if step is not None:
-                factor = step if factor is None else factor * step
-        return factor
+    def _unit_factor(self, perm: Perm) -> Tensor | None:
+        return factor_of(self.spec.group[perm.group], self.freedoms, perm.role)
 
     def shift(self, *axes: Axis) -> Tensor | None:
         """Return the ``[size]`` addend (float64) along axes: kπ/ω on biases of phased units, or None."""
@@ -282,11 +264,7 @@ class GroupElement:
         return None if values is None else values.flatten()
 
     def _shifts(self, perm: Perm) -> Tensor | None:
-        freedom = self.spec.group[perm.group].freedom("phase")
-        values = self.freedoms.get((perm.group, "phase"))
-        if perm.role != "bias" or freedom is None or values is None:
-            return None
-        return phase_shift(freedom, values)
+        return shift_of(self.spec.group[perm.group], self.freedoms, perm.role)
 
     def compose(self, other: GroupElement) -> GroupElement:
         """Return ``self ∘ other``: ``(g.compose(h)) @ x == g @ (h @ x)``.

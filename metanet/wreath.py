@@ -228,3 +228,39 @@ def select_indices(tensor: Tensor, dims: Sequence[int], index: Tensor) -> Tensor
         ones = (1,) * (first - b), (1,) * (flat.ndim - first - 1)
         flat = flat.take_along_dim(index.reshape(*index.shape[:b], *ones[0], -1, *ones[1]), first)
     return flat.reshape(shape).movedim(places, list(dims))
+
+
+def act_on(
+    tensor: Tensor,
+    axes: Sequence[Axis],
+    spec: WeightSpec,
+    permutations: Mapping[str, Tensor],
+    factors: Callable[[Perm], Tensor | None],
+    shifts: Callable[[Perm], Tensor | None] | None,
+    *,
+    start: int,
+) -> Tensor:
+    """Permute the units of a tensor, multiply by what each has, and add what it has.
+
+    Args:
+        tensor: ``[*leading, *shape, *trailing]``; a batch of elements is its first dimensions.
+        axes: of the shape.
+        spec: the spec.
+        permutations: group -> ``[*b, n]`` or ``[*b, copies, n]``.
+        factors: gives likewise what multiplies the units of a group, or None for one.
+        shifts: gives likewise what is added to them, or None for nothing.
+        start: number of leading dimensions.
+    """
+    sets = tied_dimensions(axes, spec)
+    for dims in sets:
+        index = source_index([axes[d] for d in dims], spec, permutations)
+        if index is not None:
+            tensor = select_indices(tensor, [start + d for d in dims], index)
+    for dims in sets:
+        for unit, combine in ((factors, torch.mul), (shifts, torch.add)):
+            values = None if unit is None else spread_values([axes[d] for d in dims], spec, unit, combine)
+            if values is not None:
+                b = values.ndim - len(dims)
+                shape = [n if i < b or i - start in dims else 1 for i, n in enumerate(tensor.shape)]
+                tensor = combine(tensor, values.to(tensor).reshape(shape))
+    return tensor

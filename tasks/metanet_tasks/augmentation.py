@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from metanet.axis import Axis, Concat, Fixed, Perm, axis_size
-from metanet.freedom import phase_shift, spread, unit_factor
+from metanet.axis import Perm
+from metanet.freedom import factor_of, shift_of
 from metanet.group import GroupElement
 from metanet.spec import FreedomKind, WeightSpec
+from metanet.wreath import act_on
 
 GroupAugmentation = Literal["none", "permutations", "all"]
 """Which random elements to apply: a metanetwork does not notice permutations, an MLP on weights does."""
@@ -24,13 +25,15 @@ class ElementBatch:
 
     Args:
         spec: the spec.
-        permutations: group -> ``[b, n]`` source indices; ``[b, parent size, n]`` for a nested group.
-        freedoms: ``(group, kind) -> [b, n]``, as in `metanet.GroupElement`.
+        permutations: group -> ``[b, n]`` source indices; ``[b, copies, n]`` for a nested group.
+        freedoms: ``(group, kind) -> [b, n]`` or ``[b, copies, n]``, as in `metanet.GroupElement`.
+        actions: number of an action -> ``[b, *axes]``.
     """
 
     spec: WeightSpec
     permutations: Mapping[str, Tensor]
     freedoms: Mapping[tuple[str, FreedomKind], Tensor]
+    actions: Mapping[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def random(
@@ -56,14 +59,17 @@ class ElementBatch:
             return cls(spec, {}, {})
         permutations: dict[str, Tensor] = {}
         for group in spec.groups:
-            shape = (b, spec.sizes[group.parent], group.size) if group.parent else (b, group.size)
-            permutations[group.name] = torch.rand(shape, generator=generator).argsort(-1)
+            shape = (spec.copies(group.name), group.size) if group.parent else (group.size,)
+            permutations[group.name] = torch.rand((b, *shape), generator=generator).argsort(-1)
         freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
+        actions: dict[int, Tensor] = {}
         if kinds == "all":
             drawn = [GroupElement.random(spec, generator, kinds="all", permute=False) for _ in range(b)]
             for key in drawn[0].freedoms if drawn else ():
                 freedoms[key] = torch.stack([element.freedoms[key] for element in drawn])
-        return cls(spec, permutations, freedoms)
+            for number in drawn[0].actions if drawn else ():
+                actions[number] = torch.stack([element.actions[number] for element in drawn])
+        return cls(spec, permutations, freedoms, actions)
 
     def __getitem__(self, i: int) -> GroupElement:
         """Return the element of network i."""
@@ -71,72 +77,31 @@ class ElementBatch:
             self.spec,
             {name: permutation[i] for name, permutation in self.permutations.items()},
             {key: values[i] for key, values in self.freedoms.items()},
+            {number: values[i] for number, values in self.actions.items()},
         )
 
     def act(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Act on stacked weights ``[b, *shape]``, network i with element i."""
-        return {name: self._act(tensor, self.spec.axes[name]) for name, tensor in tensors.items()}
+        group = self.spec.group
 
-    def _act(self, tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-        for dim, axis in enumerate(axes, 1):
-            index = self._index(axis)
-            if index is not None:
-                view = index.reshape(_along(tensor, dim)).expand_as(tensor)
-                tensor = tensor.gather(dim, view.to(tensor.device))
-        for dim, axis in enumerate(axes, 1):
-            factor = spread(axis, self.spec.sizes, self._factor, torch.mul)
-            if factor is not None:
-                tensor = tensor * factor.to(tensor).reshape(_along(tensor, dim))
-            shift = spread(axis, self.spec.sizes, self._shift, torch.add)
-            if shift is not None:
-                tensor = tensor + shift.to(tensor).reshape(_along(tensor, dim))
-        return tensor
+        def factors(perm: Perm) -> Tensor | None:
+            return factor_of(group[perm.group], self.freedoms, perm.role)
 
-    def _index(self, axis: Axis) -> Tensor | None:
-        """Return the ``[b, size]`` source index of every index of an axis, or None where nothing moves."""
-        if isinstance(axis, Fixed) or not self.permutations:
-            return None
-        if isinstance(axis, Perm):
-            return self.permutations[axis.group]
-        b = next(iter(self.permutations.values())).shape[0]
-        sizes = [axis_size(part, self.spec.sizes) for part in axis.axes]
-        if isinstance(axis, Concat):
-            parts = [self._index(part) for part in axis.axes]
-            starts = [sum(sizes[:i]) for i in range(len(sizes))]
-            plain = [torch.arange(n).expand(b, n) for n in sizes]
-            return torch.cat(
-                [s + (n if p is None else p) for s, n, p in zip(starts, plain, parts, strict=True)], -1
-            )
-        grids = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
-        positions: dict[str, Tensor] = {}
-        result = torch.zeros((b, *sizes), dtype=torch.long)
-        for part, size, grid in zip(axis.axes, sizes, grids, strict=True):
-            if isinstance(part, Perm):
-                positions[part.group] = grid
-                parent = self.spec.group[part.group].parent
-                permutation = self.permutations[part.group]
-                source = permutation[:, grid] if parent is None else permutation[:, positions[parent], grid]
-            else:
-                inner = self._index(part)
-                source = grid.expand(b, *sizes) if inner is None else inner[:, grid]
-            result = result * size + source
-        return result.flatten(1)
+        def shifts(perm: Perm) -> Tensor | None:
+            return shift_of(group[perm.group], self.freedoms, perm.role)
 
-    def _factor(self, perm: Perm) -> Tensor | None:
-        result: Tensor | None = None
-        for freedom in self.spec.group[perm.group].freedoms:
-            values = self.freedoms.get((perm.group, freedom.kind))
-            step = None if values is None else unit_factor(freedom.kind, values, perm.role)
-            if step is not None:
-                result = step if result is None else result * step
-        return result
-
-    def _shift(self, perm: Perm) -> Tensor | None:
-        freedom = self.spec.group[perm.group].freedom("phase")
-        values = self.freedoms.get((perm.group, "phase"))
-        if perm.role != "bias" or freedom is None or values is None:
-            return None
-        return phase_shift(freedom, values)
+        acted = {
+            name: act_on(tensor, self.spec.axes[name], self.spec, self.permutations, factors, shifts, start=1)
+            for name, tensor in tensors.items()
+        }
+        if not self.actions:
+            return acted
+        single = [
+            GroupElement(self.spec, {}, {}, {number: values[i] for number, values in self.actions.items()})
+            @ {name: tensor[i] for name, tensor in acted.items()}
+            for i in range(len(next(iter(self.actions.values()))))
+        ]
+        return {name: torch.stack([network[name] for network in single]) for name in acted}
 
 
 def add_noise(
@@ -157,8 +122,3 @@ def add_noise(
         else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _along(tensor: Tensor, dim: int) -> list[int]:
-    """Shape that lays ``[b, size]`` along one dimension of a stacked tensor."""
-    return [tensor.shape[0], *(-1 if i == dim else 1 for i in range(1, tensor.ndim))]

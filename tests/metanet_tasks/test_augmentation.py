@@ -15,11 +15,22 @@ NESTED = WeightSpec.parse(
     b.weight   h (head unit)
     """
 )
+CHAIN = WeightSpec.parse(
+    """
+    groups   expert: 3   unit: 4 sign phase(2) under expert   part: 2 scale under unit
+    up       expert [unit | unit] 3
+    bias     expert [unit+ | unit+]
+    inner    (expert unit part)
+    down     5 part' expert unit'
+    """
+)
 
 
 @pytest.mark.parametrize("kinds", ["none", "permutations", "all"])
 @pytest.mark.parametrize(
-    "spec", [NESTED, random_spec(torch.Generator().manual_seed(3))], ids=["nested", "random"]
+    "spec",
+    [NESTED, CHAIN, random_spec(torch.Generator().manual_seed(3))],
+    ids=["nested", "chain", "random"],
 )
 def test_every_network_gets_the_action_of_its_own_element(spec: WeightSpec, kinds: str) -> None:
     generator = torch.Generator().manual_seed(0)
