@@ -8,12 +8,13 @@ References:
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-PER_COUNTER = 8
-"""32-bit draws that one step of Philox 4x64 gives."""
+PER_COUNTER = 16
+"""16-bit draws that one step of Philox 4x64 gives."""
 
 
 def draw_key(seed: int, tensor: str, model: int) -> int:
@@ -22,18 +23,21 @@ def draw_key(seed: int, tensor: str, model: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
 
 
-def draws(key: int, start: int, count: int) -> NDArray[np.uint32]:
-    """Return ``[count]`` uniform 32-bit numbers; each depends on ``key`` and its own index alone."""
+def draws(key: int, start: int, count: int) -> NDArray[np.uint16]:
+    """Return ``[count]`` uniform 16-bit numbers; each depends on ``key`` and its own index alone."""
     first, skip = divmod(start, PER_COUNTER)
     steps = -(-(skip + count) // PER_COUNTER)
     raw = np.random.Philox(key=key, counter=first).random_raw(4 * steps)
-    return raw.astype("<u8", copy=False).view(np.dtype("<u4"))[skip : skip + count]
+    return raw.astype("<u8", copy=False).view(np.dtype("<u2"))[skip : skip + count]
 
 
 def keep_mask(
-    key: int, start: int, count: int, probability: float | NDArray[np.floating]
+    key: int, start: int, count: int, probability: float | NDArray[np.floating[Any]]
 ) -> NDArray[np.bool_]:
     """Draw which elements to keep, each by itself.
+
+    Sixteen bits decide unless they equal those of the probability; then the next sixteen do, from a stream of
+    their own.
 
     Args:
         key: from `draw_key`.
@@ -42,11 +46,32 @@ def keep_mask(
         probability: of keeping an element: one number in [0, 1], or ``[count]``.
 
     Returns:
-        ``[count]`` booleans; P(keep) is exact to 2⁻³².
+        ``[count]`` booleans; P(keep) is right to 2⁻³² (of float32 probabilities, to their own rounding).
     """
-    if isinstance(probability, np.ndarray):
-        return draws(key, start, count) < np.ldexp(probability.astype(np.float64), 32)
-    if probability >= 1:
-        return np.ones(count, np.bool_)
-    threshold = round(probability * 2.0**32)
-    return draws(key, start, count) < np.uint32(min(threshold, 2**32 - 1))
+    if not isinstance(probability, np.ndarray):
+        if probability >= 1:
+            return np.ones(count, np.bool_)
+        high, low = divmod(int(probability * 2**32), 1 << 16)
+        drawn = draws(key, start, count)
+        mask = drawn < np.uint16(high)
+        equal = np.flatnonzero(drawn == np.uint16(high))
+        if low and equal.size:
+            mask[equal] = _refinement(key, start + equal) < low
+        return mask
+    scaled = probability * probability.dtype.type(1 << 16)
+    highs = scaled.astype(np.uint16)
+    drawn = draws(key, start, count)
+    mask = drawn < highs
+    equal = np.flatnonzero(drawn == highs)
+    if equal.size:
+        mask[equal] = _refinement(key, start + equal) < (scaled[equal] - highs[equal]) * (1 << 16)
+    return mask
+
+
+def _refinement(key: int, indices: NDArray[np.intp]) -> NDArray[np.uint16]:
+    """The second sixteen bits of a few draws."""
+    other = key ^ _SECOND
+    return np.array([draws(other, int(index), 1)[0] for index in indices], np.uint16)
+
+
+_SECOND = 1 << 127

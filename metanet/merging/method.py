@@ -23,9 +23,11 @@ class Pass:
 
     Args:
         partial: stretch -> anything small; called in no particular order, perhaps by several threads.
+        share: fraction of each stretch to read, from its beginning; whole rows for a method of rows.
     """
 
     partial: Callable[[Stretch], Any]
+    share: float = 1.0
 
 
 Statistics = Generator[Pass, list[Any], Any]

@@ -12,7 +12,7 @@ import numpy as np
 
 from metanet.merging.floats import Floats, stays_finite
 from metanet.merging.method import Method, Pass, run_statistics
-from metanet.merging.stretch import STRETCH, Settings, Stretch, stretches
+from metanet.merging.stretch import STRETCH, Settings, Stretch, row_length, stretches
 
 T = TypeVar("T")
 
@@ -106,10 +106,10 @@ def merge_tensor(task: TensorTask, io: TensorIO, mapper: Mapper | None = None) -
         check = not checked
 
         def measure(span: Span) -> list[Any]:
-            return [wanted.partial(stretch) for stretch in _read(task, io, span, check)]
+            return [wanted.partial(stretch) for stretch in _read(task, io, span, check, wanted.share)]
 
         partials = [partial for found in run(measure, cut_spans(task)) for partial in found]
-        checked = True
+        checked = checked or wanted.share == 1
         return partials
 
     statistics = run_statistics(task.method, task.settings, task.shape, task.has_base, read_pass)
@@ -150,9 +150,10 @@ class _Buffers(threading.local):
 _BUFFERS = _Buffers()
 
 
-def _read(task: TensorTask, io: TensorIO, span: Span, check: bool) -> Iterator[Stretch]:
-    """Yield a span's stretches; each one's arrays are overwritten by the next."""
-    for index, start, stop in span:
+def _read(task: TensorTask, io: TensorIO, span: Span, check: bool, share: float = 1.0) -> Iterator[Stretch]:
+    """Yield a span's stretches, or the first part of each; one's arrays are overwritten by the next."""
+    for index, start, end in span:
+        stop = end if share == 1 else start + _part(end - start, share, task)
         arrays = _BUFFERS.take(task.models + task.has_base, stop - start, task.dtype)
         for model, array in enumerate(arrays):
             io.read(model, start, stop, array)
@@ -170,6 +171,13 @@ def _read(task: TensorTask, io: TensorIO, span: Span, check: bool) -> Iterator[S
             seed=task.seed,
             difference_dtype=task.difference_dtype,
         )
+
+
+def _part(size: int, share: float, task: TensorTask) -> int:
+    if not task.method.rows:
+        return max(1, int(size * share))
+    columns = row_length(task.shape)
+    return columns * max(1, int(size * share) // columns)
 
 
 class ArrayIO:

@@ -148,7 +148,7 @@ def mean_direction(gram: Matrix, weights: Sequence[float], eps: float) -> list[f
     """Return the weights of the mean direction at the mean norm.
 
     With ``uᵢ = θᵢ/|θᵢ|`` it is ``Σ wᵢ|θᵢ| · Σ wᵢuᵢ / |Σ wᵢuᵢ|``. That is also the barycentre in the tangent
-    space at this mean: the inputs' projections on that space sum to zero, so a step from the mean stays there.
+    space at this mean: there the inputs' projections sum to zero, so a step from the mean stays on it.
 
     Args:
         gram: ``[k, k]`` inner products of the inputs.

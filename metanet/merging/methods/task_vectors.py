@@ -15,7 +15,7 @@ from metanet.merging.floats import Floats
 from metanet.merging.masks import keep_mask
 from metanet.merging.method import Parameter, Statistics, merge_method
 from metanet.merging.radix import Cut, largest
-from metanet.merging.stretch import Settings, Stretch
+from metanet.merging.stretch import Settings, Stretch, last_axis
 
 Sparse = Sequence[Floats]
 
@@ -52,9 +52,7 @@ def sum_differences(stretch: Stretch, sparse: Sparse, *, elect: bool, normalize:
     for value in sparse[1:]:
         total += value
     if elect:
-        total, divisor = _elected(total, sparse, weights, normalize)
-        if divisor is not None:
-            np.divide(total, divisor, out=total, where=np.abs(divisor) > 1e-8)
+        total = _elected(total, sparse, weights, normalize)
     elif normalize:
         weight = sum(weights)
         total /= kind(weight if abs(weight) > 1e-8 else 1)
@@ -65,20 +63,29 @@ def sum_differences(stretch: Stretch, sparse: Sparse, *, elect: bool, normalize:
     return total
 
 
-def _elected(
-    total: Floats, sparse: Sparse, weights: Sequence[float], normalize: bool
-) -> tuple[Floats, Floats | None]:
+def _elected(total: Floats, sparse: Sparse, weights: Sequence[float], normalize: bool) -> Floats:
+    """Sum what has the sign of the whole sum, per sum of the weights that took part if asked to."""
     positive = total >= 0
-    result = np.zeros_like(total)
+    result = total
+    result.fill(0)
     divisor = np.zeros_like(total) if normalize else None
     for value, weight in zip(sparse, weights, strict=True):
-        # What has the elected sign; zeros have none and do not take part.
-        agrees = np.where(positive, value > 0, value < 0)
+        agrees = (value > 0) == positive
+        if divisor is not None:
+            # Zeros have no sign and do not take part; without a divisor they add nothing anyway.
+            agrees &= value != 0
+            divisor += agrees * divisor.dtype.type(weight)
         value *= agrees
         result += value
-        if divisor is not None:
-            divisor += agrees * divisor.dtype.type(weight)
-    return result, divisor
+    if divisor is not None:
+        smallest = divisor.dtype.type(min(weights))
+        if smallest > 0:
+            # Where nobody took part the sum is zero, whatever it is divided by.
+            np.maximum(divisor, smallest, out=divisor)
+            result /= divisor
+        else:
+            np.divide(result, divisor, out=result, where=np.abs(divisor) > 1e-8)
+    return result
 
 
 def _keep_largest(settings: Settings, shape: tuple[int, ...], has_base: bool) -> Statistics:
@@ -169,18 +176,41 @@ def drop_by_rank(stretch: Stretch) -> Sparse:
             raise ValueError(
                 f"density {density:g} ± epsilon/2 = {epsilon / 2:g} leaves (0, 1); choose a smaller epsilon"
             )
-        rows = np.abs(value).reshape(-1, stretch.shape[-1] if stretch.shape else 1)
-        ranks = np.empty(rows.shape, value.dtype)
-        np.put_along_axis(
-            ranks, np.argsort(rows, axis=1), np.arange(rows.shape[1], dtype=value.dtype)[None], axis=1
-        )
-        probability = ranks.reshape(-1)
+        rows = np.abs(value).reshape(-1, last_axis(stretch.shape))
+        probability = ranks(rows).reshape(-1)
         probability *= value.dtype.type(epsilon / max(1, rows.shape[1] - 1))
         probability += value.dtype.type(density - epsilon / 2)
         value *= keep_mask(stretch.key(model), stretch.start, stretch.size, probability)
         if stretch.settings.flag("rescale"):
             value /= probability
     return sparse
+
+
+def ranks(rows: Floats) -> Floats:
+    """Return the rank of each number in its row, 0 for the smallest.
+
+    Up to 16,384 columns, one sort of 32-bit keys does it: the leading bits of a magnitude (17 at least) above
+    the column, so numbers that agree in these bits are ranked by column.
+
+    Args:
+        rows: ``[r, c]`` non-negative numbers.
+    """
+    columns = rows.shape[1]
+    result = np.empty(rows.shape, rows.dtype)
+    numbers = np.arange(columns, dtype=rows.dtype)
+    if columns > 1 << 14 or rows.dtype != np.float32:
+        np.put_along_axis(result, np.argsort(rows, axis=1, kind="stable"), numbers[None], axis=1)
+        return result
+    bits = max(1, (columns - 1).bit_length())
+    low = np.uint32((1 << bits) - 1)
+    keys = np.left_shift(rows.view(np.uint32), 1)
+    keys &= ~low
+    keys |= np.arange(columns, dtype=np.uint32)
+    keys.sort(axis=1)
+    keys &= low
+    for row, key in zip(result, keys, strict=True):
+        row[key] = numbers
+    return result
 
 
 def _family(

@@ -161,9 +161,7 @@ def _whole_map(element: GroupElement, name: str) -> WholeMap:
     def apply(values: Floats) -> Floats:
         import torch
 
-        spec = element.spec
-        tensor = element.act_tensor(torch.from_numpy(np.ascontiguousarray(values)), spec.axes[name])
-        result: Floats = element._act_entry(name, tensor, "parameter").numpy()
+        result: Floats = element.act_one(name, torch.from_numpy(np.ascontiguousarray(values))).numpy()
         return result
 
     return apply

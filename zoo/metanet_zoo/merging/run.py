@@ -152,8 +152,18 @@ def merge_checkpoints(
     models = _open_models(recipe, cache, offline)
     try:
         options = Options(seed, missing, allow_nonfinite, compat)
+        models, notes, digest = _align(recipe, models, seed, dry_run=dry_run)
         prepared = _prepare(
-            recipe, models, target, options, max_shard_size, threads, max_memory, sample=dry_run
+            recipe,
+            models,
+            target,
+            options,
+            max_shard_size,
+            threads,
+            max_memory,
+            sample=dry_run,
+            notes=notes,
+            alignment=digest,
         )
         report = _report(prepared, target, dry=dry_run)
         if dry_run:
@@ -206,6 +216,21 @@ def _open_models(
     return models
 
 
+def _align(
+    recipe: Recipe, models: dict[ModelReference, MergeModel], seed: int, *, dry_run: bool
+) -> tuple[dict[ModelReference, MergeModel], tuple[str, ...], str]:
+    """Return the models as the recipe's ``align`` leaves them, what was done, and a digest of it."""
+    if recipe.align is None:
+        return models, (), ""
+    if dry_run:
+        return models, ("a dry run does not align; what it costs is not in the estimate",), ""
+    # Imported here: matching needs torch and scipy, a merge without it neither.
+    from metanet_zoo.matching.models import align_models
+
+    aligned = align_models(recipe, models, seed=seed)
+    return dict(aligned.models), aligned.notes, aligned.digest
+
+
 def _prepare(
     recipe: Recipe,
     models: Mapping[ModelReference, MergeModel],
@@ -216,6 +241,8 @@ def _prepare(
     max_memory: int | None,
     *,
     sample: bool,
+    notes: tuple[str, ...] = (),
+    alignment: str = "",
 ) -> _Prepared:
     if max_shard_size < 1:
         raise ValueError(f"found a shard size of {max_shard_size} bytes, expected at least 1")
@@ -237,10 +264,11 @@ def _prepare(
         "seed": options.seed,
         "missing": options.missing,
         "compat": options.compat,
+        "alignment": alignment,
         "jobs": [[job.name, repr(job.task.settings) if job.task else ""] for job in plan.jobs],
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return _Prepared(recipe, models, plan, layout, estimate, companions, fingerprint)
+    return _Prepared(recipe, models, plan, layout, estimate, companions, fingerprint, notes)
 
 
 def _identity(path: Path) -> list[object]:
