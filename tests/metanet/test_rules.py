@@ -85,7 +85,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], str]] = {
     "grouped conv_transpose2d": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 4, 2, groups=2), nn.Conv2d(4, 2, 1)),
         (image(2, 3, 4, 4),),
-        """groups    layer0.group: 2  layer0.within: 3  layer1: 2
+        """groups    layer0.group: 2  layer0.within: 3 under layer0.group  layer1: 2 under layer0.group
            0.weight  (layer0.group layer0.within) 3 1 1
            0.bias    (layer0.group layer0.within)
            1.weight  (layer0.group layer0.within) layer1 2 2
@@ -96,7 +96,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], str]] = {
     "depthwise with a multiplier": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1)),
         (x2c,),
-        """groups    layer0: 4  layer1.within: 2
+        """groups    layer0: 4  layer1.within: 2 under layer0
            0.weight  layer0 3 1 1
            0.bias    layer0
            1.weight  (layer0 layer1.within) 1 3 3
@@ -152,7 +152,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], str]] = {
     "group_norm": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 2, 1)),
         (x2c,),
-        """groups    layer0.group: 2  layer0.within: 3
+        """groups    layer0.group: 2  layer0.within: 3 under layer0.group
            0.weight  (layer0.group layer0.within) 3 3 3
            0.bias    (layer0.group layer0.within)
            1.weight  (layer0.group layer0.within)
@@ -315,7 +315,7 @@ def repeated_query_attention(p: Any, x: Tensor) -> Tensor:
     return F.linear(merged(F.scaled_dot_product_attention(q, k, v, is_causal=True)), p["out"])
 
 
-GQA = """groups  p.q.head: 2  p.q.query: 2  p.q.qk: 4  p.v.v: 3
+GQA = """groups  p.q.head: 2  p.q.query: 2 under p.q.head  p.q.qk: 4 under p.q.head  p.v.v: 3 under p.q.head
          p.q    (p.q.head p.q.query p.q.qk) 3
          p.k    (p.q.head p.q.qk) 3
          p.v    (p.q.head p.v.v) 3
@@ -351,21 +351,21 @@ FUNCTIONS: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
     "qkv as (3 head width)": (
         Net(timm_attention, qkv=(24, 3), out=(2, 8)),
         (image(2, 5, 3),),
-        """groups  p.qkv.head: 2  p.qkv.qk: 4  p.qkv.v: 4
+        """groups  p.qkv.head: 2  p.qkv.qk: 4 under p.qkv.head  p.qkv.v: 4 under p.qkv.head
            p.qkv  [(p.qkv.head p.qkv.qk) | (p.qkv.head p.qkv.qk) | (p.qkv.head p.qkv.v)] 3
            p.out  2 (p.qkv.head p.qkv.v)""",
     ),
     "qkv as (head 3 width), cut": (
         Net(neox_attention, qkv=(24, 3), out=(2, 8)),
         (image(2, 5, 3),),
-        """groups  p.qkv.head: 2  p.qkv.qk: 4  p.qkv.v: 4
+        """groups  p.qkv.head: 2  p.qkv.qk: 4 under p.qkv.head  p.qkv.v: 4 under p.qkv.head
            p.qkv  (p.qkv.head [p.qkv.qk | p.qkv.qk | p.qkv.v]) 3
            p.out  2 (p.qkv.head p.qkv.v)""",
     ),
     "qkv as (head 3 width), picked": (
         Net(bloom_attention, qkv=(24, 3), out=(2, 8)),
         (image(2, 5, 3),),
-        """groups  p.qkv.head: 2  p.qkv.qk: 4  p.qkv.v: 4
+        """groups  p.qkv.head: 2  p.qkv.qk: 4 under p.qkv.head  p.qkv.v: 4 under p.qkv.head
            p.qkv  (p.qkv.head [p.qkv.qk | p.qkv.qk | p.qkv.v]) 3
            p.out  2 (p.qkv.head p.qkv.v)""",
     ),
@@ -382,7 +382,7 @@ FUNCTIONS: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
     "rotary positions": (
         Net(rotary_attention, q=(8, 3), k=(8, 3), v=(6, 3), out=(2, 6)),
         (image(2, 5, 3),),
-        """groups  p.q.head: 2  p.v.v: 3
+        """groups  p.q.head: 2  p.v.v: 3 under p.q.head
            p.q    (p.q.head 4) 3
            p.k    (p.q.head 4) 3
            p.v    (p.q.head p.v.v) 3
@@ -421,7 +421,7 @@ FUNCTIONS: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
             b=(5, 4, 2),
         ),
         (x23,),
-        """groups  p.a: 5  p.a_2: 4
+        """groups  p.a: 5 under p.a_2  p.a_2: 4
            p.a  p.a 3 p.a_2
            p.b  p.a p.a_2 2""",
     ),
@@ -481,7 +481,7 @@ FUNCTIONS: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
     "repeat": (
         Net(lambda p, x: F.linear(F.linear(x, p["a"]).repeat(1, 3), p["b"]), a=(4, 3), b=(2, 12)),
         (x23,),
-        """groups  p.a: 4  p.b.0: 3
+        """groups  p.a: 4  p.b.0: 3 under p.a
            p.a  p.a 3
            p.b  2 (p.b.0 p.a)""",
     ),
@@ -490,7 +490,7 @@ FUNCTIONS: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
             lambda p, x: F.linear(F.linear(x, p["a"]).unflatten(1, (2, 3)).sum(1), p["b"]), a=(6, 3), b=(2, 3)
         ),
         (x23,),
-        """groups  p.a.0: 2  p.a.1: 3
+        """groups  p.a.0: 2 under p.a.1  p.a.1: 3
            p.a  (p.a.0 p.a.1) 3
            p.b  2 p.a.1""",
     ),
