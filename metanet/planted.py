@@ -8,7 +8,7 @@ much, or too little, gives another partition than this one.
 
     network = random_network(seed)                        # metanet.planted_operations
     spec = spec_of(network, *network.inputs)
-    assert_planted(spec, network.slots())
+    assert_planted(spec, network.planted())
 
 References:
     Weisfeiler and Leman 1968, The reduction of a graph to canonical form and the algebra which appears
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from metanet.axis import Axis, Concat, Fixed, Perm, Product
@@ -134,12 +135,60 @@ def cut(labels: Sequence[Label]) -> None:
             unit.cut = True
 
 
-def planted_slots(entries: Mapping[str, Sequence[Sequence[Label]]]) -> Slots:
-    """Return the groups that the units of a network form, by what places of its entries they take.
+@dataclass(frozen=True)
+class Planted:
+    """The group that a network was built to have.
 
     Args:
-        entries: name -> for every dimension the label of every index.
+        slots: which groups every index of every entry belongs to.
+        parents: group -> those that it is nested under.
     """
+
+    slots: Slots
+    parents: Mapping[str, frozenset[str]]
+
+
+def planted(
+    entries: Mapping[str, Sequence[Sequence[Label]]],
+    beside: Mapping[tuple[str, int], Sequence[Label]],
+    mixed: Sequence[tuple[Sequence[Label], Sequence[Label]]],
+) -> Planted:
+    """Return the groups that the units of a network form, by what places of its entries they take.
+
+    A group is nested under another if it never occurs without it, and if nothing reads its units at one
+    index of the other.
+
+    Args:
+        entries: name -> for every dimension the label of every index; marks are entries that do not exist.
+        beside: (entry, dimension) -> units that choose which ones of a nested group that dimension holds.
+        mixed: units of a parent, and those that are read together for every single one of them.
+    """
+    colours = _colours(entries)
+    sizes = Counter(colours.values())
+
+    def groups(label: Label) -> tuple[str, ...]:
+        return tuple(str(colours[u]) for u in resolve(label) if sizes[colours[u]] > 1)
+
+    real = {name: dims for name, dims in entries.items() if not name.startswith("mark:")}
+    slots = {name: tuple(tuple(map(groups, labels)) for labels in dims) for name, dims in real.items()}
+    parents: dict[str, set[str]] = {}
+    for name, dims in slots.items():
+        for dim, labels in enumerate(dims):
+            context = {group for label in beside.get((name, dim), ()) for group in groups(label)}
+            for label in labels:
+                for group in label:
+                    found = {*label, *context} - {group}
+                    parents[group] = parents[group] & found if group in parents else found
+    for outer, inner in mixed:
+        for one in outer:
+            for other in inner:
+                for group in groups(one):
+                    parents.get(group, set()).difference_update(groups(other))
+    return Planted(slots, {group: frozenset(found) for group, found in parents.items()})
+
+
+def _colours(entries: Mapping[str, Sequence[Sequence[Label]]]) -> dict[Unit, int]:
+    """Colour the units alike that take the same places."""
     places = [
         ((name, dim), resolve(label))
         for name, dims in entries.items()
@@ -160,12 +209,7 @@ def planted_slots(entries: Mapping[str, Sequence[Sequence[Label]]]) -> Slots:
         refined = {unit: (colours[unit], frozenset(seen[unit].items())) for unit in colours}
         numbers = {colour: number for number, colour in enumerate(dict.fromkeys(refined.values()))}
         colours = {unit: numbers[refined[unit]] for unit in colours}
-    size = Counter(colours.values())
-
-    def groups(label: Label) -> tuple[str, ...]:
-        return tuple(f"{colours[u]}" for u in resolve(label) if size[colours[u]] > 1)
-
-    return {name: tuple(tuple(map(groups, labels)) for labels in dims) for name, dims in entries.items()}
+    return colours
 
 
 def spec_slots(spec: WeightSpec) -> Slots:
@@ -189,18 +233,18 @@ def spec_slots(spec: WeightSpec) -> Slots:
     return {name: tuple(tuple(expand(axis)) for axis in axes) for name, axes in spec.entries}
 
 
-def assert_planted(spec: WeightSpec, known: Slots) -> None:
+def assert_planted(spec: WeightSpec, known: Planted) -> None:
     """Raise unless a spec's groups are, up to their names, those that a network was built to have.
 
     Args:
         spec: derived.
-        known: of the network, from `planted_slots`.
+        known: of the network.
     """
     __tracebackhide__ = True
     found = spec_slots(spec)
     names: dict[str, str] = {}
     back: dict[str, str] = {}
-    for entry, dims in known.items():
+    for entry, dims in known.slots.items():
         for dim, (expected, actual) in enumerate(zip(dims, found[entry], strict=True)):
             for index, (mine, theirs) in enumerate(zip(expected, actual, strict=True)):
                 agree = len(mine) == len(theirs) and all(
@@ -212,6 +256,33 @@ def assert_planted(spec: WeightSpec, known: Slots) -> None:
                         f"{entry}, dimension {dim}, index {index}: built to carry {_say(mine, names)}, the "
                         f"spec says {theirs or 'fixed'}\n{spec}\nlost: {spec.lost}"
                     )
+    _assert_nested(spec, known, names)
+
+
+def _assert_nested(spec: WeightSpec, known: Planted, names: Mapping[str, str]) -> None:
+    """Compare what groups are nested under.
+
+    Two that nothing tells to be parent and child (rows and columns of a table that is only turned) are one
+    group of all pairs, of which the spec gives one nesting or the other.
+    """
+    __tracebackhide__ = True
+    above: dict[str, set[str]] = {}
+    parents = {group.name: group.parent for group in spec.groups}
+    for child in parents:
+        above[child] = set()
+        parent = parents[child]
+        while parent is not None:
+            above[child].add(parent)
+            parent = parents[parent]
+    for mine, name in names.items():
+        wanted = {names[parent] for parent in known.parents[mine]}
+        either = {names[parent] for parent in known.parents[mine] if mine in known.parents[parent]}
+        chosen = {other for other in either if other in above[name] or name in above[other]}
+        if above[name] - either != wanted - either or chosen != either:
+            raise AssertionError(
+                f"{name} was built to carry units of their own for each of {sorted(wanted) or 'nothing'}, "
+                f"the spec nests it under {sorted(above[name]) or 'nothing'}\n{spec}"
+            )
 
 
 def _say(label: Sequence[str], names: Mapping[str, str]) -> object:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from metanet.planted import Label, Slots, fresh, planted_slots
+from metanet.planted import Label, Planted, fresh, planted
 
 Kind: TypeAlias = Literal["vector", "sequence", "image"]
 Operation: TypeAlias = Callable[["PlantedNetwork", "Feature"], None]
@@ -56,6 +56,8 @@ class PlantedNetwork(nn.Module):
         self.layers = nn.ModuleDict()
         self.steps: list[Step] = []
         self.entries: dict[str, list[list[Label]]] = {}
+        self.beside: dict[tuple[str, int], list[Label]] = {}
+        self.mixed: list[tuple[list[Label], list[Label]]] = []
         self.marks = 0
         self.read: set[int] = set()
         kind: Kind = self.draw.choice(["vector", "sequence", "image", "image"])
@@ -79,10 +81,9 @@ class PlantedNetwork(nn.Module):
             total = total + values[-1 - count]
         return total
 
-    def slots(self) -> Slots:
-        """Return the groups that the entries carry, as the network was built."""
-        known = planted_slots(self.entries)
-        return {name: dims for name, dims in known.items() if not name.startswith("mark:")}
+    def planted(self) -> Planted:
+        """Return the group that the network was built to have."""
+        return planted(self.entries, self.beside, self.mixed)
 
     # Bookkeeping
 
@@ -93,20 +94,27 @@ class PlantedNetwork(nn.Module):
         self.features.append(Feature(len(self.features), kind, labels, side))
         return self.features[-1]
 
-    def layer(self, module: nn.Module, **entries: list[list[Label]]) -> str:
-        """Keep a module, and note the labels of its entries' dimensions; the others are fixed."""
+    def layer(
+        self, module: nn.Module, outer: Mapping[int, list[Label]] | None = None, **entries: list[list[Label]]
+    ) -> str:
+        """Keep a module, and note the labels of its entries' dimensions; the others are fixed.
+
+        ``outer`` says which units choose those of a dimension of its weight.
+        """
         name = f"{len(self.layers)}"
         self.layers[name] = module
         for entry, tensor in module.state_dict().items():
             dims = entries.get(entry.replace(".", "_"), [])
             rest = [fresh(size, fixed=True) for size in tensor.shape[len(dims) :]]
             self.entries[f"layers.{name}.{entry}"] = [*dims, *rest]
+        for dim, labels in (outer or {}).items():
+            self.beside[f"layers.{name}.weight", dim] = labels
         return name
 
     def per_unit(self, module: nn.Module, labels: list[Label]) -> str:
         """Keep a module whose entries have one value per unit."""
         names = ("weight", "bias", "running_mean", "running_var")
-        return self.layer(module, **{name: [labels] for name in names})
+        return self.layer(module, None, **{name: [labels] for name in names})
 
     def mark(self, labels: list[Label]) -> None:
         """Note a set of units that something tells apart from all others."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanet.planted import alike, cut, factored, fresh, grid, resolve, unite
+from metanet.planted import Label, alike, cut, factored, fresh, grid, resolve, unite
 from metanet.planted_network import LENGTH, SIDE, Feature, Operation, PlantedNetwork, Step, pooled
 
 Unary: TypeAlias = Callable[[Tensor], Tensor]
@@ -72,9 +72,11 @@ def grouped(network: PlantedNetwork, x: Feature) -> None:
         if found is None:
             return
         outer, inner = found
-    out = grid(outer, fresh(each)) if each > 1 else list(outer)
+    each_out: list[Label] = fresh(each) if each > 1 else [()]
+    out = grid(outer, each_out)
+    network.mixed += [(outer, inner), (outer, each_out)]
     module = nn.Conv2d(x.width, groups * each, 3, padding=1, groups=groups)
-    name = network.layer(module, weight=[out, inner], bias=[out])
+    name = network.layer(module, {1: outer}, weight=[out, inner], bias=[out])
     network.add("image", out, lambda v, m: m[name](v[x.index]), x, side=x.side)
 
 
@@ -85,8 +87,10 @@ def norm(network: PlantedNetwork, x: Feature) -> None:
         kind = network.draw.choice([nn.LayerNorm, nn.RMSNorm])
         name = network.per_unit(kind(x.width), x.labels)
     elif groups > 1 and x.width % groups == 0 and x.width > groups:
-        if factored(x.labels, groups) is None:
+        found = factored(x.labels, groups)
+        if found is None:
             return
+        network.mixed.append(found)
         name = network.per_unit(nn.GroupNorm(groups, x.width), x.labels)
     else:
         name = network.per_unit(nn.BatchNorm2d(x.width), x.labels)
@@ -215,6 +219,7 @@ def attention(network: PlantedNetwork, x: Feature) -> None:
     placed = network.draw.random() < 0.3
     h, r = fresh(heads), fresh(shared)
     e, f = fresh(width, fixed=placed), fresh(value)
+    network.mixed += [(h, [*r, *e, *f]), (r, e)]
     names = [
         network.layer(nn.Linear(x.width, len(out)), weight=[out, x.labels], bias=[out])
         for out in (grid(h, r, e), grid(h, e), grid(h, f))
@@ -262,7 +267,8 @@ def stacked(network: PlantedNetwork, x: Feature) -> None:
     outer, inner = found
     out = fresh(network.draw.choice([2, 4]))
     module = Stack(heads, len(inner), len(out))
-    name = network.layer(module, weight=[outer, out, inner])
+    network.mixed += [(outer, inner), (outer, out)]
+    name = network.layer(module, {1: outer, 2: outer}, weight=[outer, out, inner])
     network.add(x.kind, grid(outer, out), lambda v, m: m[name](v[x.index]), x)
 
 
@@ -333,7 +339,7 @@ def recurrent(network: PlantedNetwork, x: Feature) -> None:
         entries[f"weight_ih_l0{suffix}"] = [units * gates, x.labels]
         entries[f"weight_hh_l0{suffix}"] = [units * gates, units]
         entries[f"bias_ih_l0{suffix}"] = entries[f"bias_hh_l0{suffix}"] = [units * gates]
-    name = network.layer(module, **entries)
+    name = network.layer(module, None, **entries)
     network.add("sequence", out, lambda v, m: m[name](v[x.index])[0], x)
 
 

@@ -1,4 +1,4 @@
-"""Random networks with a known group: what is derived is that group, no more and no less."""
+"""Random networks with a known group: what is derived, nesting included, is that group and no other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_derived_group_is_the_planted_one(seed: int) -> None:
     network = random_network(seed)
     spec = spec_of(network, *network.inputs)
     assert not spec.lost
-    assert_planted(spec, network.slots())
+    assert_planted(spec, network.planted())
     if seed % VERIFIED == 0:
         verification = verify(spec, network, *network.inputs, draws=1)
         assert verification.ok, f"{verification}\n{spec}"
@@ -78,4 +78,12 @@ def test_a_rule_that_is_broken_is_found(operation: str, monkeypatch: pytest.Monk
     monkeypatch.setitem(RULES, operation, replace(known, function=broken(known.function)))
     spec = spec_of(network, *network.inputs)
     with pytest.raises(AssertionError, match="built to carry"):
-        assert_planted(spec, network.slots())
+        assert_planted(spec, network.planted())
+
+
+def test_nesting_that_is_missed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metanet.derive.with_nesting", lambda spec: spec)
+    network = random_network(129)
+    spec = spec_of(network, *network.inputs)
+    with pytest.raises(AssertionError, match="units of their own"):
+        assert_planted(spec, network.planted())

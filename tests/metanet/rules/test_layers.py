@@ -58,11 +58,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[int, ...]], st
     "windows": (
         windows,
         {"a": (8, 3), "qkv": (24, 8), "table": (9, 2), "out": (8, 8), "b": (2, 8)},
-        """groups  p.a: 8  p.head: 2  p.qk: 4 under p.head  p.v: 4 under p.head  p.out: 8
+        """groups  p.a: 8  p.qkv.head: 2  p.qkv.qk: 4 under p.qkv.head  p.qkv.v: 4 under p.qkv.head  p.out: 8
            p.a      p.a 3
-           p.qkv    [(p.head p.qk) | (p.head p.qk) | (p.head p.v)] p.a
-           p.table  9 p.head
-           p.out    p.out (p.head p.v)
+           p.qkv    [(p.qkv.head p.qkv.qk) | (p.qkv.head p.qkv.qk) | (p.qkv.head p.qkv.v)] p.a
+           p.table  9 p.qkv.head
+           p.out    p.out (p.qkv.head p.qkv.v)
            p.b      2 p.out""",
     ),
     "merging": (
@@ -124,7 +124,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Tensor, list[tuple[str, int]]]
             nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1, groups=2), nn.Conv2d(4, 2, 1)
         ),
         image(2, 3, 4, 4),
-        [("layer0.0", 2), ("layer0.group", 2), ("layer0.within", 2), ("layer2.within", 2)],
+        [("layer0.within", 2), ("layer0.group", 2), ("layer0.group_2", 2), ("layer2.within", 2)],
     ),
     "local response norm tells channels apart": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.LocalResponseNorm(2), nn.Conv2d(4, 2, 1)),
