@@ -14,6 +14,7 @@ from metanet.interpreter import Interpretation, interpret
 from metanet.naming import name_groups
 from metanet.nesting import with_nesting
 from metanet.orthogonal import with_orthogonal
+from metanet.rotary import with_rotations
 from metanet.rules.registry import Draft
 from metanet.shifts import with_shifts
 from metanet.skeleton import Operation
@@ -84,7 +85,7 @@ def spec_of(model: nn.Module, *args: Any, **kwargs: Any) -> WeightSpec:
         if name in spec.axes and not tensor.is_floating_point()
     ]
     spec = with_freedoms(with_nesting(spec), other)
-    return with_shifts(with_orthogonal(spec), other)
+    return with_shifts(with_rotations(with_orthogonal(spec)), other)
 
 
 def _needed(found: Interpretation) -> list[Draft]:

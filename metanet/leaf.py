@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
+import torch
 from torch import Tensor
 
 from metanet.axis import Atom, Axis, Concat, Fixed, Perm, Product, axis_size
@@ -107,3 +109,25 @@ def _open(
             tensor, opened = _open(tensor, at + child, axis.axes[child], inner, sizes)
             places = {i: place + tensor.ndim - rank for i, place in places.items()} | opened
     return tensor, places
+
+
+def leaf_positions(axis: Axis, path: Sequence[int], sizes: Mapping[str, int]) -> Tensor:
+    """Return, for every index of an axis, its index along the leaf that a path leads to.
+
+    Args:
+        axis: of one dimension.
+        path: of the leaf (`Leaf.path`), or of a node above it.
+        sizes: of the groups.
+
+    Returns:
+        ``[size]`` integers, -1 outside of the part of a Concat that the leaf lies in.
+    """
+    if not path:
+        return torch.arange(axis_size(axis, sizes))
+    assert isinstance(axis, (Product, Concat))
+    widths = [axis_size(part, sizes) for part in axis.axes]
+    inner = leaf_positions(axis.axes[path[0]], path[1:], sizes)
+    before, after = widths[: path[0]], widths[path[0] + 1 :]
+    if isinstance(axis, Concat):
+        return torch.cat([inner.new_full((sum(before),), -1), inner, inner.new_full((sum(after),), -1)])
+    return inner.repeat_interleave(prod(after)).repeat(prod(before))

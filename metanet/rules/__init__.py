@@ -14,7 +14,7 @@ tensor, is an input instead, the latter through an operation of kind ``parameter
 kind                                   attributes
 =====================================  ======================================================================
 input; output                          name; slot (one operation for every tensor that is returned)
-constant                               value (if it is the same everywhere) or values (up to 16)
+constant                               value (if it is the same everywhere) or values (up to 16), repeats
 parameter (value)                      a state-dict entry used as a tensor
 linear (weight, bias)                  weight ``[out, in]``
 matmul (weight); addmm (weight, bias)  weight ``[in, out]``; matmul of two values has two inputs

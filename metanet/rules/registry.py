@@ -312,4 +312,16 @@ def _constant_attributes(tensor: Tensor | None) -> tuple[tuple[str, Attribute], 
     first = tensor.flatten()[0]
     if bool((tensor == first).all()):
         return (("value", freeze(first.item())),)
-    return (("values", freeze(tensor.tolist())),) if tensor.numel() <= 16 else ()
+    known = (("values", freeze(tensor.tolist())),) if tensor.numel() <= 16 else ()
+    repeats = _repeats(tensor)
+    return (*known, ("repeats", repeats)) if repeats else known
+
+
+def _repeats(tensor: Tensor) -> tuple[str, ...]:
+    """Return in which ways the last dimension of a table is made of pairs of equal values (rotary tables)."""
+    if not tensor.ndim or tensor.shape[-1] % 2:
+        return ()
+    layouts = {"half": tensor.unflatten(-1, (2, -1)), "interleaved": tensor.unflatten(-1, (-1, 2)).mT}
+    return tuple(
+        layout for layout, pairs in layouts.items() if torch.equal(pairs[..., 0, :], pairs[..., 1, :])
+    )
