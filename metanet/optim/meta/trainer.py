@@ -209,3 +209,27 @@ def apply(
     for item, moved in zip(items, rule.directions(metas, items, progress, group.task.links), strict=True):
         eta = rule.rate(metas, item.role, group.step, group.horizon)
         item.values.sub_(moved * eta.reshape(-1, *(1,) * (moved.ndim - 1)))
+
+
+def train_once(
+    rule: UpdateRule,
+    metas: Mapping[str, Tensor],
+    task: MLPTask,
+    horizon: int,
+    *,
+    particles: int,
+    seed: int,
+) -> Tensor:
+    """Train networks of one task with one set of meta-parameters; return ``[horizon, particles]`` losses."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = task.initialize(particles, generator)
+    states = [rule.state(p.shape, p) for p in parameters]
+    group = Group(task, horizon, 0, parameters, states, PersistentES(1, 1, 1.0, generator))
+    losses = []
+    for _ in range(horizon):
+        indices = torch.randint(len(task.data.labels), (particles, task.batch_size), generator=generator)
+        found, gradients = task.gradients(group.parameters, indices)
+        losses.append(found)
+        apply(rule, metas, task.roles, group, gradients)
+        group.step += 1
+    return torch.stack(losses)
