@@ -30,8 +30,11 @@ from metanet_zoo.merging.plan import Missing, Options, Plan, find_method, make_p
 from metanet_zoo.merging.shards import Layout, lay_out
 from metanet_zoo.merging.sources import open_model
 from metanet_zoo.merging.workspace import Workspace
+from metanet_zoo.safetensors_header import read_stored_header
 
 MAX_SHARD_SIZE = 5_000_000_000
+METADATA_KEY = "metanet_merge"
+"""Under which every file of an output has the recipe and the versions, as JSON."""
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, the bytes done so far and the bytes in all."""
 
@@ -200,8 +203,16 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise IsADirectoryError(f"cannot write {target}: it is a folder; give another name")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; --overwrite replaces it once the merge is complete")
+    if target.is_dir() and any(target.iterdir()) and not _is_merge(target):
+        raise FileExistsError(f"{target} is no output of a merge, so it is not replaced; remove it yourself")
     if target.is_file() and target.suffix != ".safetensors":
         raise FileExistsError(f"{target} is a file; give a folder, or a name ending in .safetensors")
+
+
+def _is_merge(folder: Path) -> bool:
+    """Tell whether a folder was written by a merge: replacing removes it with all that it holds."""
+    files = list(folder.glob("*.safetensors"))
+    return bool(files) and all(METADATA_KEY in read_stored_header(file).metadata for file in files)
 
 
 def _open_models(
@@ -250,7 +261,7 @@ def _prepare(
     entries = {job.name: job.entry for job in plan.jobs}
     count = fitting_threads(plan, threads, max_memory)
     estimate = estimate_merge(plan, count, sample=sample)
-    metadata = {"format": "pt", "metanet_merge": json.dumps({"recipe": recipe.text, **versions()})}
+    metadata = {"format": "pt", METADATA_KEY: json.dumps({"recipe": recipe.text, **versions()})}
     if target.suffix == ".safetensors":
         max_shard_size = 1 << 62
     layout = lay_out(entries, metadata, max_shard_size)
