@@ -172,13 +172,14 @@ class GroupElement:
         if representation != "parameter":
             spec = spec.select(name for name in spec if name in tensors)
         spec.check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, leading=None)
-        acted = {
-            name: self.act_tensor(tensor, self.spec.axes[name], representation=representation)
+        return {
+            name: self.act_one(name, tensor, representation=representation)
             for name, tensor in tensors.items()
         }
-        return {name: self._act_entry(name, tensor, representation) for name, tensor in acted.items()}
 
-    def _act_entry(self, name: str, tensor: Tensor, representation: Representation) -> Tensor:
+    def act_one(self, name: str, tensor: Tensor, *, representation: Representation = "parameter") -> Tensor:
+        """Act on the tensor of one entry, ``[*leading, *shape]``; its shape is not checked."""
+        tensor = self.act_tensor(tensor, self.spec.axes[name], representation=representation)
         terms = [
             (self.spec.actions[number], term, self.actions[number])
             for number, term in self.spec.terms.get(name, ())

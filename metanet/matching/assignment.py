@@ -29,7 +29,7 @@ def assign(gains: Gains) -> Indices:
     if _distinct(best):
         return best
     # Reduced by the best of each row and then of each column, the search for augmenting paths ends earlier.
-    cost = gains.max(1, keepdims=True) - gains
+    cost = np.subtract(gains.max(1, keepdims=True), gains, dtype=np.float64)
     cost -= cost.min(0)
     _, columns = linear_sum_assignment(cost)
     return np.asarray(columns, dtype=np.int64)

@@ -69,28 +69,40 @@ def gains_of(
         group = spec.group[place.chain[-1]]
         atom = blocks[place.block].atoms[place.inner[-1]]
         assert isinstance(atom, Perm)
-        gram, left, right = _gram(a[place.block], b[place.block], place, features)
+        left, right = unfold(a[place.block], place), unfold(b[place.block], place)
+        if features is not None:
+            left, right = features(place.block, left, place), features(place.block, right, place)
+        left, right = left.reshape(*left.shape[:2], -1), right.reshape(*right.shape[:2], -1)
         if atom.role == "in" and group.freedoms:
-            gains.readers = gram if gains.readers is None else gains.readers.add_(gram)
+            gains.readers = _add_products(gains.readers, left, right)
         else:
-            gains.rows = gram if gains.rows is None else gains.rows.add_(gram)
+            gains.rows = _add_products(gains.rows, left, right)
         if atom.role == "bias" and group.freedom("phase") and features is None and len(place.chain) == 1:
             gains.biases.append((left[0], right[0]))
+    for chain, gains in found.items():
+        if len(chain) > 1:
+            sizes = [spec.sizes[name] for name in chain]
+            gains.rows = None if gains.rows is None else _paired(gains.rows, sizes)
+            gains.readers = None if gains.readers is None else _paired(gains.readers, sizes)
     return found
 
 
-def _gram(a: Tensor, b: Tensor, place: Place, features: Features | None) -> tuple[Tensor, Tensor, Tensor]:
-    left, right = unfold(a, place), unfold(b, place)
-    if features is not None:
-        left, right = features(place.block, left, place), features(place.block, right, place)
-    left, right = left.reshape(*left.shape[:2], -1), right.reshape(*right.shape[:2], -1)
-    gram = left @ right.mT
-    sizes = [a.shape[dim] for dim in place.inner]
-    if len(sizes) > 1:
-        depth = len(sizes)
-        order = [0, *(1 + i + half * depth for i in range(depth) for half in (0, 1))]
-        gram = gram.reshape(gram.shape[0], *sizes, *sizes).permute(order).contiguous()
-    return gram, left, right
+def _add_products(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Add the inner products of ``[outer, n, r]`` with ``[outer, n', r]`` to a sum, in place."""
+    if total is None:
+        return torch.mm(left[0], right[0].T)[None] if len(left) == 1 else torch.bmm(left, right.mT)
+    if len(left) == 1:
+        total[0].addmm_(left[0], right[0].T)
+    else:
+        total.baddbmm_(left, right.mT)
+    return total
+
+
+def _paired(total: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Bring ``[outer, n₁·n₂·…, n₁'·n₂'·…]`` into the order ``[outer, n₁, n₁', n₂, n₂', …]``."""
+    depth = len(sizes)
+    order = [0, *(1 + i + half * depth for i in range(depth) for half in (0, 1))]
+    return total.reshape(len(total), *sizes, *sizes).permute(order).contiguous()
 
 
 def unfold(tensor: Tensor, place: Place) -> Tensor:

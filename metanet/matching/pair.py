@@ -30,7 +30,7 @@ class Pair:
         entries: what is compared; None for everything that carries a free group, statistics left out.
 
     Raises:
-        ValueError: weights that do not fit the spec, an unknown group, or values that are not finite.
+        ValueError: weights that do not fit the spec, or values that are not finite.
     """
 
     def __init__(
@@ -42,10 +42,6 @@ class Pair:
         fixed: Collection[str] = (),
         entries: Collection[str] | None = None,
     ) -> None:
-        if unknown := sorted(set(fixed) - set(spec.group)):
-            raise ValueError(f"the spec has no groups {unknown}; its groups are {', '.join(spec.group)}")
-        if entries is not None and (unknown := sorted(set(entries) - set(spec.axes))):
-            raise ValueError(f"these are not entries of the spec: {', '.join(unknown[:5])}")
         self.spec = spec
         free = {group.name for group in spec.groups if group.name not in fixed}
         blocks: list[Block] = []

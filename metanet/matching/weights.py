@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metanet.group import GroupElement
+from metanet.matching.components import Component, components_of
 from metanet.matching.gains import gains_of
 from metanet.matching.moves import Move
-from metanet.matching.pair import Pair, squared_distance
+from metanet.matching.pair import STATISTICS, Pair, squared_distance
 from metanet.matching.starts import Start, check_starts, start_element
 from metanet.matching.step import best_element
 from metanet.spec import WeightSpec
@@ -31,8 +32,8 @@ class Matching:
         element: g.
         before: ‖a − b‖² over the entries that were compared.
         after: ‖a − g·b‖² over the same.
-        history: ‖a − g·b‖² at the start and after every step that was taken, of the best start.
-        start: the start that won.
+        history: ‖a − g·b‖² at the starts that won, and after every step that they took.
+        starts: the start that won, for every component (`metanet.matching.components`).
         sweeps: passes over the groups, of all starts together.
         moved: group -> fraction of its units that do not stay where they were.
     """
@@ -41,7 +42,7 @@ class Matching:
     before: float
     after: float
     history: tuple[float, ...]
-    start: str
+    starts: tuple[str, ...]
     sweeps: int
     moved: Mapping[str, float]
 
@@ -88,6 +89,7 @@ def weight_matching(
     max_sweeps: int = 100,
     entries: Collection[str] | None = None,
     seed: int = 0,
+    progress: Callable[[Component], None] | None = None,
 ) -> Matching:
     r"""Align b to a by their weights alone: coordinate descent over the groups of the spec.
 
@@ -101,7 +103,7 @@ def weight_matching(
 
     Args:
         spec: of both networks.
-        a: state dict of the network that stays.
+        a: state dict of the network that stays; a lazy mapping is read one component at a time.
         b: state dict of the network to be moved.
         fixed: groups that stay as they are.
         flips: use signs, even flips and phases where the spec has them.
@@ -109,6 +111,7 @@ def weight_matching(
         max_sweeps: passes over all groups, for each start.
         entries: what is compared; None takes everything but the running statistics of norms.
         seed: of the order of groups and of random starts.
+        progress: told of every component that is done.
 
     Returns:
         The matching; ``matching.element @ b`` is the aligned network.
@@ -128,12 +131,51 @@ def weight_matching(
         True
     """
     check_starts(starts)
-    pair = Pair(spec, a, b, fixed=fixed, entries=entries)
+    if unknown := sorted(set(fixed) - set(spec.group)):
+        raise ValueError(f"the spec has no groups {unknown}; its groups are {', '.join(spec.group)}")
+    if entries is None:
+        entries = [name for name in spec if not name.endswith(STATISTICS)]
     generator = torch.Generator().manual_seed(seed)
+    element = GroupElement.identity(spec)
+    parts: list[_Part] = []
+    for component in components_of(spec, fixed, entries):
+        held = [group.name for group in spec.groups if group.name not in component.groups]
+        pair = Pair(spec, a, b, fixed=held, entries=component.entries & set(entries))
+        part = _match_pair(pair, starts, generator, flips=flips, max_sweeps=max_sweeps)
+        element = part.best.element @ element
+        parts.append(part)
+        if progress is not None:
+            progress(component)
+    return Matching(
+        element=element,
+        before=sum(part.before for part in parts),
+        after=sum(part.best.history[-1] for part in parts),
+        history=_joined(parts),
+        starts=tuple(part.start for part in parts),
+        sweeps=sum(part.sweeps for part in parts),
+        moved=moved_fractions(element),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What matching one component found."""
+
+    before: float
+    best: Descent
+    start: str
+    sweeps: int
+
+
+def _match_pair(
+    pair: Pair, starts: Sequence[Start], generator: torch.Generator, *, flips: bool, max_sweeps: int
+) -> _Part:
     before, scale = pair.distance(), pair.scale()
-    best = Descent(GroupElement.identity(spec), (before,), 0)
+    best = Descent(GroupElement.identity(pair.spec), (before,), 0)
     winner, sweeps = "identity", 0
-    for start in starts:
+    # One step solves a single group exactly, wherever it starts.
+    exact = len(pair.moves) == 1 and not carried_twice(pair.moves[0])
+    for start in ("identity",) if exact else starts:
         if best.history[-1] <= EXACT * scale:
             break
         pair.restart(start_element(pair, start, generator, flips=flips))
@@ -141,9 +183,18 @@ def weight_matching(
         sweeps += found.sweeps
         if found.history[-1] < best.history[-1]:
             best, winner = found, start
-    return Matching(
-        best.element, before, best.history[-1], best.history, winner, sweeps, moved_fractions(best.element)
-    )
+    return _Part(before, best, winner, sweeps)
+
+
+def _joined(parts: Sequence[_Part]) -> tuple[float, ...]:
+    """Return the distance over all components as one after the other is matched."""
+    rest = sum(part.best.history[0] for part in parts)
+    history = [rest]
+    for part in parts:
+        rest -= part.best.history[0]
+        history += [rest + value for value in part.best.history[1:]]
+        rest += part.best.history[-1]
+    return tuple(history)
 
 
 @dataclass(frozen=True)
@@ -173,7 +224,7 @@ def descend(pair: Pair, generator: torch.Generator, *, flips: bool, max_sweeps: 
                 pending |= {
                     other
                     for other, neighbour in enumerate(pair.moves)
-                    if neighbour.blocks & move.blocks and (other != number or _carried_twice(move))
+                    if neighbour.blocks & move.blocks and (other != number or carried_twice(move))
                 }
     # The sum of the steps has their rounding errors; the distance itself closes the account.
     return Descent(pair.element, (*history[:-1], pair.distance()), sweep)
@@ -191,7 +242,7 @@ def take_step(pair: Pair, move: Move, *, flips: bool, least: float) -> float:
     gains = gains_of(pair.spec, move, pair.blocks, pair.a, pair.b)
     before = pair.distance(move.blocks)
     inertia = 0.0
-    for _ in range(4 if _carried_twice(move) else 1):
+    for _ in range(4 if carried_twice(move) else 1):
         element = best_element(pair.spec, move, gains, flips=flips, inertia=inertia)
         moved = pair.moved(element, move.blocks)
         after = sum(squared_distance(pair.a[number], tensor) for number, tensor in moved.items())
@@ -212,5 +263,6 @@ def moved_fractions(element: GroupElement) -> dict[str, float]:
     }
 
 
-def _carried_twice(move: Move) -> bool:
+def carried_twice(move: Move) -> bool:
+    """Tell whether some block carries the units of a move more than once."""
     return len(move.blocks) < len(move.places)

@@ -92,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a parameter of the method, as in a recipe: density=0.5, t=[0,1]",
     )
+    add(
+        "--align",
+        choices=("auto", "weights"),
+        help="first bring the units of every model into the order of the base, or of the first model; auto "
+        "leaves fine-tunes of one base as they are",
+    )
     add("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of the output")
     add("--seed", type=int, default=0, metavar="N", help="of random masks (default 0)")
     add("--dry-run", action="store_true", help="plan, check and estimate; write nothing")
@@ -127,7 +133,7 @@ def recipe_of(options: argparse.Namespace) -> tuple[Any, str]:
     sources: list[str] = list(options.sources)
     first = Path(sources[0]) if sources else None
     if first is not None and first.suffix in (".yml", ".yaml"):
-        given = [name for name in ("method", "base", "weights", "dtype") if getattr(options, name)]
+        given = [name for name in ("method", "base", "weights", "dtype", "align") if getattr(options, name)]
         if given or options.set:
             raise ValueError(
                 f"--{(given or ['set'])[0]} was given beside a recipe, which decides that; change the recipe"
@@ -171,6 +177,8 @@ def _recipe_of_models(options: argparse.Namespace, sources: list[str]) -> dict[s
         recipe["parameters"] = parameters
     if options.dtype is not None:
         recipe["dtype"] = options.dtype
+    if options.align is not None:
+        recipe["align"] = options.align
     return recipe
 
 

@@ -1,0 +1,186 @@
+"""``metanet match``: align a checkpoint to another one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metanet_tasks.merge_command import size
+
+if TYPE_CHECKING:
+    from metanet_zoo.matching.run import MatchReport
+
+EXAMPLES = """\
+examples:
+  metanet match a.safetensors b.safetensors
+      how near b comes to a when its hidden units are reordered
+  metanet match llama-a llama-b --out-element g.safetensors --out llama-b-aligned
+      write the group element and the aligned model, which computes what llama-b does
+  metanet match a.pt b.pt --activation tanh --start greedy --start sorted --start random
+      a plain MLP with tanh: signs are matched too; three starts, the best is kept
+
+The aligned model is proven to compute the same function before it is written, where it can be run (Hugging
+Face configurations, plain sequential networks); otherwise the report says why not.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    options = parser().parse_args(arguments)
+    from metanet.matching.weights import DEFAULT_STARTS
+    from metanet_zoo.matching.run import match_checkpoints
+
+    meter = Meter(quiet=options.json or options.quiet or not sys.stderr.isatty())
+    report = match_checkpoints(
+        options.reference,
+        options.model,
+        element_file=options.out_element,
+        out=options.out,
+        spec_file=options.spec,
+        activation=options.activation,
+        fixed=options.fix,
+        free=options.free,
+        min_gain=options.min_gain,
+        starts=options.start or DEFAULT_STARTS,
+        max_sweeps=options.max_sweeps,
+        max_memory=options.max_memory,
+        max_shard_size=options.max_shard_size,
+        prove_it=not options.no_proof,
+        overwrite=options.overwrite,
+        trust_remote_code=options.trust_remote_code,
+        seed=options.seed,
+        progress=meter.matched,
+        written=meter.written,
+    )
+    meter.end()
+    if options.json:
+        import json
+
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    elif not options.quiet:
+        show(report)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the verb's argument parser."""
+    result = argparse.ArgumentParser(
+        prog="metanet match",
+        description="Align a checkpoint to another one: reorder its hidden units, keeping its function, "
+        "until its weights lie as near as can be found.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("reference", metavar="A", help="the model that stays: a folder, file or org/name on the hub")
+    add("model", metavar="B", help="the model to be aligned to it")
+    add("--out-element", metavar="FILE", help="write the group element (.safetensors), to be used again")
+    add("-o", "--out", metavar="OUT", help="write the aligned model: a folder, or a file (.safetensors)")
+    add("--spec", type=Path, metavar="FILE", help="take the spec from this file")
+    add("--activation", metavar="NAME", help="of a plain sequential checkpoint: relu, tanh, sine:30, …")
+    add(
+        "--fix",
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help="leave this group as it is (repeatable; metanet inspect lists the groups)",
+    )
+    add(
+        "--free",
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help="match this group although it couples more than fits into --max-memory (repeatable)",
+    )
+    add(
+        "--min-gain",
+        type=float,
+        default=0.01,
+        metavar="F",
+        help="keep the identity unless the squared distance falls by more than this fraction (default 0.01)",
+    )
+    add(
+        "--start",
+        action="append",
+        choices=("greedy", "identity", "sorted", "random"),
+        help="where to start; repeat for several, the best is kept (default greedy and identity)",
+    )
+    add("--max-sweeps", type=int, default=100, metavar="N", help="passes over the groups (default 100)")
+    add(
+        "--max-memory",
+        type=size,
+        default=1 << 30,
+        metavar="SIZE",
+        help="for tensors that are matched together (default 1GiB)",
+    )
+    add("--max-shard-size", type=size, default=5 * 10**9, metavar="SIZE", help="bytes per file (default 5G)")
+    add("--no-proof", action="store_true", help="do not run the model before and after")
+    add("--overwrite", action="store_true", help="replace older outputs")
+    add("--trust-remote-code", action="store_true", help="run the code that a Hugging Face folder brings")
+    add("--seed", type=int, default=0, metavar="N", help="of the order of groups and of random starts")
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--quiet", action="store_true", help="print errors only")
+    return result
+
+
+class Meter:
+    """Progress on standard error, one line that is overwritten."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.shown = False
+
+    def matched(self, done: int, total: int) -> None:
+        """Show how much has been compared."""
+        self._show(f"matching {done / total:4.0%}")
+
+    def written(self, name: str, done: int, total: int) -> None:
+        """Show how much has been written."""
+        self._show(f"writing {done / max(total, 1):4.0%}  {name[:60]:60}")
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self.shown:
+            print("\r" + " " * 79 + "\r", end="", file=sys.stderr)
+
+    def _show(self, text: str) -> None:
+        if not self.quiet:
+            self.shown = True
+            print(f"\r{text:79}", end="", file=sys.stderr, flush=True)
+
+
+def show(report: MatchReport) -> None:
+    """Print a report as text and a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from metanet_tasks.console import console
+
+    out, found = console(), report.alignment
+    out.print(
+        f"[bold]{escape(report.model)}[/] aligned to [bold]{escape(report.reference)}[/]", highlight=False
+    )
+    out.print(f"symmetry: {escape(report.origin)}", highlight=False)
+    starts = ", ".join(f"{start} {count}×" for start, count in found.starts.items())
+    out.print(
+        f"squared distance {found.before:.6g} → {found.after:.6g} ({found.gain:.1%} less; {found.sweeps} "
+        f"sweeps, best start {starts}, {found.seconds:.1f} s)",
+        highlight=False,
+    )
+    if found.used:
+        moved = Table("group", "units moved", title="groups", title_justify="left")
+        rows = list(found.moved.items())
+        for name, fraction in rows[:20]:
+            moved.add_row(escape(name), f"{fraction:.1%}")
+        if len(rows) > 20:
+            moved.add_row(f"… and {len(rows) - 20} more", "(--json lists all)")
+        out.print(moved)
+    for note in found.notes:
+        out.print(f"note: {escape(note)}", highlight=False)
+    out.print(escape(str(report.proof)), highlight=False)
+    for path in (report.element_file, report.out):
+        if path is not None:
+            out.print(f"wrote {escape(path)}", highlight=False)
