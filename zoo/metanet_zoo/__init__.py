@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from metanet_zoo.image_set import ImageSet as ImageSet
     from metanet_zoo.images import open_images as open_images
     from metanet_zoo.manifest import ZooError as ZooError
+    from metanet_zoo.merging.run import MergeReport as MergeReport
+    from metanet_zoo.merging.run import merge_checkpoints as merge_checkpoints
     from metanet_zoo.saving import save_checkpoint as save_checkpoint
     from metanet_zoo.spec_source import find_spec as find_spec
     from metanet_zoo.spec_source import spec_of_checkpoint as spec_of_checkpoint
@@ -27,6 +29,7 @@ _EXPORTS = {
     "CheckpointError": "errors",
     "ImageError": "image_set",
     "ImageSet": "image_set",
+    "MergeReport": "merging.run",
     "Siren": "architectures",
     "Zoo": "store",
     "ZooError": "manifest",
@@ -34,6 +37,7 @@ _EXPORTS = {
     "build_architecture": "architectures",
     "find_spec": "spec_source",
     "fit_inrs": "fit.inr",
+    "merge_checkpoints": "merging.run",
     "merge_zoos": "collect",
     "open_checkpoint": "checkpoint",
     "open_images": "images",

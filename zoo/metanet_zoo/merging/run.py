@@ -7,14 +7,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from metanet.merging.recipe import Recipe, load_recipe, parse_recipe
 from metanet.merging.reference import ModelReference
 from metanet_zoo.errors import CheckpointError
-from metanet_zoo.merging.alignment import align_models, element_files
 from metanet_zoo.merging.card import Provenance, file_hash, model_card, versions
 from metanet_zoo.merging.companions import (
     OTHER_FILES,
@@ -276,8 +275,6 @@ def _prepare(
         "seed": options.seed,
         "missing": options.missing,
         "compat": options.compat,
-        "align": recipe.align if isinstance(recipe.align, str) else None,
-        "elements": [_identity(file) for file in element_files(recipe)],
         "alignment": alignment,
         "jobs": [[job.name, repr(job.task.settings) if job.task else ""] for job in plan.jobs],
     }
