@@ -8,7 +8,7 @@ from metanet.equations.registry import Carrier, Row, Step, Unfit, equation
 
 ODD_FUNCTIONS = (
     *("tanh", "sin", "asinh", "atan", "erf", "sinh", "tan", "asin", "atanh"),
-    *("softshrink", "hardshrink", "trunc", "round", "sign", "sgn"),
+    *("softshrink", "hardshrink", "trunc", "round"),
 )
 """Nonlinear functions with f(-x) = -f(x)."""
 EVEN_FUNCTIONS = ("cos", "cosh")
@@ -65,6 +65,13 @@ def even_function(step: Step) -> tuple[Row, ...]:
     """Even functions forget signs."""
     _passing(step, step.function(), in_modes=("sign",))
     return _zeros(step)
+
+
+@equation("sign", "sgn")
+def sign(step: Step) -> tuple[Row, ...]:
+    """A sign passes signs and forgets positive factors."""
+    rows = _passing(step, step.function(), in_modes=("sign", "positive"))
+    return rows if step.mode == "sign" else _zeros(step)
 
 
 @equation("abs")
