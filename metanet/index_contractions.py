@@ -243,3 +243,12 @@ def attention(t: Tensors) -> list[Step]:
             if at >= 0 and t.size(axes[at]) == t.size(q[-3]):
                 tensors[place] = split_lines(tensors[place], at, t.factor(axes[at], kv), both)
     return [Step(tuple(tensors), (frozenset([e]), frozenset([source])))]
+
+
+@reader("grouped_mm")
+def grouped_mm(t: Tensors) -> list[Step]:
+    """``y[r, o] = Σ_c x[r, c] W[e, c, o]`` for the rows r of expert e; see `metanet.expert_rows`."""
+    x, weight, _ = t.inputs
+    rows, c, o = ("rows", 0), ("c", 0), ("o", 0)
+    tensors = lines(x, [rows, c]), lines(weight, [rows, c, o]), lines(t.result, [rows, o])
+    return [Step(tensors, (frozenset([c]),))]

@@ -25,6 +25,7 @@ from itertools import product as cartesian
 from math import lgamma
 
 from metanet.axis import Atom, Axis, Perm, atoms, axis_blocks, bound_to
+from metanet.expert_rows import with_expert_rows
 from metanet.index_labels import Label, Line, Step
 from metanet.index_readers import labels_of
 from metanet.spec import WeightSpec
@@ -42,6 +43,7 @@ def with_nesting(spec: WeightSpec) -> WeightSpec:
     Args:
         spec: with its operations and no nested groups yet.
     """
+    spec = with_expert_rows(spec)
     tensors = [axes for _, axes in spec.entries] + [op.axes for op in spec.operations]
     operations = [_tensors(spec, number) for number in range(len(spec.operations))]
     carriers: dict[str, list[Tensor]] = {group.name: [] for group in spec.groups}

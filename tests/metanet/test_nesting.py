@@ -253,6 +253,26 @@ def test_what_goes_with_another_index_of_the_same_group_is_not_nested() -> None:
     assert nesting(with_nesting(spec)) == {"q": "p", "o": "p"}
 
 
+@pytest.mark.parametrize(("ends", "expected"), [(3, {"f": "e"}), (4, {})])
+def test_rows_of_the_same_blocks_carry_their_experts(ends: int, expected: dict[str, str]) -> None:
+    up, down = value("up", "e d f"), value("down", "e f d")
+    spec = skeleton(
+        "groups  e: 3   f: 4   d: 2\nup  e d f\ndown  e f d",
+        Operation("input", (), (), (), parse_axes("12 d")),
+        up,
+        down,
+        Operation("cumsum", (), (), (), parse_axes("3")),
+        Operation("cumsum", (), (), (), parse_axes("3")),
+        Operation("grouped_mm", (0, 1, 3), (), (), parse_axes("12 f")),
+        Operation("relu", (5,), (), (), parse_axes("12 f")),
+        Operation("grouped_mm", (6, 2, ends), (), (), parse_axes("12 d")),
+    )
+    found = with_nesting(spec)
+    assert {child: parent for child, parent in nesting(found).items() if child == "f"} == expected
+    rows = [str(found.operations[i].axes[0]) for i in (5, 6, 7)]
+    assert rows == (["e"] * 3 if expected else ["12"] * 3)
+
+
 @pytest.mark.parametrize("kind", ["sort", "mylib.mix.default", "lstm", "argmax"])
 def test_an_operation_that_is_not_known_keeps_what_it_meets_from_being_nested(kind: str) -> None:
     rows = "groups  p: 2   q: 3   r: 4\nx  p q\ny  p r"

@@ -122,6 +122,13 @@ def grouped_routing(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return (scores.gather(1, chosen)[..., None] * p["out"][chosen]).sum(1)
 
 
+def zeroed(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Scores are zero where a mask says so, and which zero is picked depends on its place."""
+    scores = F.linear(x, p["router"])
+    chosen = scores.masked_fill(scores < 0.5, 0.0).topk(2, -1).indices
+    return p["out"][chosen].sum(1)
+
+
 EXPERTS = """groups  p.router: 4  p.up: 5 under p.router
              p.router  p.router 3
              p.up      p.router p.up 3
@@ -156,6 +163,13 @@ KNOWN: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
         (x23,),
         """groups
            p.a  4 3""",
+    ),
+    "indices of scores that a mask makes zero": (
+        Net(zeroed, router=(4, 3), out=(4, 2)),
+        (x23,),
+        """groups
+           p.router  4 3
+           p.out     4 2""",
     ),
     "a codebook": (
         Net(codebook, a=(4, 3), codes=(6, 4), b=(2, 4)),
@@ -196,6 +210,7 @@ def test_rows_in_blocks_of_experts() -> None:
     model, x = Net(grouped, **shapes), image(6, 4)
     spec = spec_of(model, x)
     assert [(group.name, group.size) for group in spec.groups] == [("p.router", 4), ("p.up", 8)]
+    assert spec.group["p.up"].parent == "p.router"
     assert not spec.lost
     assert verify(spec, model, x).ok
 
