@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metanet.spec import WeightSpec
     from metanet_tasks.inspection import Inspection
 
 EXAMPLES = """\
@@ -25,6 +26,9 @@ examples:
       token ids below 1000; the spec goes into a file to be shipped beside checkpoints
   metanet inspect mymodels:cnn --input 'f32[1,3,32,32]' --spec edited.spec --verify
       prove, or refute, a spec that was written or edited by hand
+
+  metanet inspect ./Llama-3-8B --explain --plot llama.svg
+      what tied which entries together, what acts on each group, and a picture of it all
 
 how to read it:
   h1: 32 sign phase(30)   a group of 32 units, interchangeable; each may also change sign and phase
@@ -52,14 +56,20 @@ def main(arguments: Sequence[str]) -> int:
     )
     if options.save_spec is not None:
         write_spec(options.save_spec, inspection.spec)
+    if options.plot is not None:
+        from metanet_tasks.group_picture import plot_groups
+
+        plot_groups(inspection.spec, options.plot, options.source)
     if options.json:
         import json
 
         print(json.dumps(inspection.to_dict(), indent=2, ensure_ascii=False))
     else:
         show(inspection)
-        if options.save_spec is not None:
-            print(f"wrote {options.save_spec}")
+        if options.explain:
+            show_explanation(inspection)
+        for written in filter(None, (options.save_spec, options.plot)):
+            print(f"wrote {written}")
     refuted = inspection.verification is not None and not inspection.verification.ok
     return 1 if refuted else 0
 
@@ -86,6 +96,18 @@ def parser() -> argparse.ArgumentParser:
         help="an argument of the network, e.g. f32[1,3,32,32] or i64[1,16]:1000; repeat for several",
     )
     result.add_argument("--verify", action="store_true", help="prove the spec in float64 on generic weights")
+    result.add_argument(
+        "--explain",
+        action="store_true",
+        help="say of every group what wrote it, what tied its entries together and what acts on it, and of "
+        "every lost freedom the operation that cost it and how to win it back",
+    )
+    result.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw the groups and the parameters between them (SVG, PNG or PDF), repeated layers folded",
+    )
     result.add_argument("--spec", type=Path, metavar="FILE", help="take the spec from this file")
     result.add_argument("--save-spec", type=Path, metavar="FILE", help="write the spec (JSON if *.json)")
     result.add_argument(
@@ -104,6 +126,31 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def kinds_of_actions(spec: WeightSpec) -> dict[str, list[str]]:
+    """Return, for every group, the kinds of actions that draw a value over its units, and how many."""
+    counts: dict[str, dict[str, int]] = {}
+    for action in spec.actions:
+        for group in dict.fromkeys(action.groups):
+            kinds = counts.setdefault(group, {})
+            kinds[action.kind] = kinds.get(action.kind, 0) + 1
+    return {
+        group: [kind if times == 1 else f"{times}×{kind}" for kind, times in kinds.items()]
+        for group, kinds in counts.items()
+    }
+
+
+def show_explanation(inspection: Inspection) -> None:
+    """Print where every group comes from, what acts on it, and what was lost."""
+    from metanet.explanation import explain
+    from metanet_tasks.console import console
+    from metanet_tasks.explanation_view import explanation_lines
+
+    out = console()
+    out.print("\n[bold]where the groups come from[/]\n")
+    for line in explanation_lines(explain(inspection.spec)):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def show(inspection: Inspection) -> None:
     """Print an inspection as tables."""
     from rich.markup import escape
@@ -115,12 +162,12 @@ def show(inspection: Inspection) -> None:
     out.print(f"[bold]{escape(inspection.source)}[/]: {escape(inspection.origin)}", highlight=False)
     for note in inspection.notes:
         out.print(f"  note: {escape(note)}", highlight=False)
-    where = spec.group_to_axes
+    where, acting = spec.group_to_axes, kinds_of_actions(spec)
     groups = Table("group", "units", "freedoms", "occurs in", title="groups", title_justify="left")
     for group in spec.groups:
         places = [f"{name}[{dim}]" for name, dim in where[group.name]]
         shown = ", ".join(places[:4]) + (f" and {len(places) - 4} more" if len(places) > 4 else "")
-        freedoms = " ".join(map(str, group.freedoms)) or "permutations only"
+        freedoms = " ".join([*map(str, group.freedoms), *acting.get(group.name, ())]) or "permutations only"
         size = f"{group.size}" + (f" under {group.parent}" if group.parent else "")
         groups.add_row(group.name, size, freedoms, escape(shown))
     entries = Table("entry", "axes", "shape", title="entries", title_justify="left")
@@ -134,6 +181,7 @@ def show(inspection: Inspection) -> None:
     out.print(entries)
     facts = [f"{count(spec.num_parameters)} values", f"finite part of the group 2^{spec.log2_size():.1f}"]
     facts += [f"phases of rank {spec.phase_rank()}"] if spec.phase_rank() else []
+    facts += [f"{count(len(spec.actions))} actions"] if spec.actions else []
     facts += [f"continuous part of dimension {spec.dimension()}"] if spec.dimension() else []
     out.print("; ".join(facts), highlight=False)
     for lost in spec.lost:

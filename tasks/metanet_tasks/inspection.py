@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet.derive import spec_of
+from metanet.explanation import explain
 from metanet.spec import WeightSpec
 from metanet.verification import Verification, verify
 from metanet_tasks.objects import is_object, load_object, parse_input
@@ -86,6 +87,7 @@ class Inspection:
             "unused": list(spec.unused),
             "ties": [list(tie) for tie in spec.ties],
             "verification": proof,
+            "explanation": explain(spec).to_dict(),
         }
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from metanet import WeightSpec, spec_of
 from metanet_tasks.cli import main
 from metanet_tasks.inspection import inspect
-from metanet_zoo.spec_files import find_spec_file, read_spec, write_spec
 from metanet_zoo import save_checkpoint
+from metanet_zoo.spec_files import find_spec_file, read_spec, write_spec
 
 MLP = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
 SIREN = ("metanet_zoo.architectures:Siren", "f32[5,2]")
@@ -117,14 +117,18 @@ def test_an_operation_without_a_rule_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets_with_a_transform.py").write_text(
-        "import torch\nfrom torch import nn\n"
-        "class Fourier(nn.Module):\n"
-        "    def forward(self, x):\n        return torch.fft.fft(x).real\n"
-        "def build():\n    return nn.Sequential(nn.Linear(2, 4), Fourier(), nn.Linear(4, 1))\n"
+        "import torch\nfrom torch import Tensor, nn\n"
+        "@torch.library.custom_op('metanet_tests::unheard_of', mutates_args=())\n"
+        "def unheard_of(x: Tensor) -> Tensor:\n    return x.flip(-1)\n"
+        "@unheard_of.register_fake\n"
+        "def _(x):\n    return torch.empty_like(x)\n"
+        "class Flip(nn.Module):\n"
+        "    def forward(self, x):\n        return unheard_of(x)\n"
+        "def build():\n    return nn.Sequential(nn.Linear(2, 4), Flip(), nn.Linear(4, 1))\n"
     )
     assert main(["inspect", "nets_with_a_transform:build", "--input", "f32[1,2]", "--verify"]) == 0
     shown = capsys.readouterr().out
-    assert "lost: aten.fft_fft.default fixed 0.weight, 0.bias" in shown
+    assert "lost: metanet_tests.unheard_of.default fixed 0.weight, 0.bias" in shown
     assert "groups: none" in shown
 
 
