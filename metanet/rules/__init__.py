@@ -3,8 +3,9 @@
 A rule is a function of one `Call`; `rule` registers it under the names of the operations in `RULES`. It
 unifies what an operation contracts or adds, cuts and splits what it reshapes, fixes what it tells apart by
 position, and returns its result with the operation's record for the skeleton. A user's own operation needs
-one such function. An operation without a rule fixes all it touches, and the spec names it in
-`WeightSpec.lost`.
+one such function, in your own code; `rule` shows one. Integers that are indices of a dimension (which experts
+a router chose) are its *labels*: a rule says with ``labels=`` what becomes of them. An operation without a
+rule fixes all it touches, and the spec names it in `WeightSpec.lost`.
 
 The vocabulary of the skeleton (`metanet.skeleton.Operation`). Every operation has one result; ``parameters``
 are named by the role in brackets; a parameter that is computed first (weight norm), or used as a plain
@@ -34,6 +35,15 @@ adaptive_avg_pool1d/2d/3d, …           output_size
 mean, sum, amax, amin, var, norm, …    dims, keepdim
 reshape, transpose                     –; dims, the permutation
 expand, repeat, flip, roll, pad        dims, shifts; mode, value
+sort, argsort, topk, kthvalue, median  dim, k, descending, largest; getitem 1 is where the values were
+argmax, argmin, max, min               dims, keepdim; getitem 1 is where they were
+gather, index, one_hot                 dim; inputs are the value and the places
+scatter, index_add, index_copy, …      dim, reduce, value; inputs are the value, the places, what is written
+index_put, masked_scatter              –; inputs are the value, places or mask, what is written
+histc; grouped_mm                      –; rows [s, i], one matrix [i, o] per block of rows, where blocks end
+fft, ifft, rfft, irfft, fft2, …        dims, norm: these are mixed
+channel_shuffle, tensordot             groups; dims, a tuple per input
+embedding_bag (weight)                 mode
 cat, stack; select, slice              dim; index; start, stop, step (split and chunk give slices)
 getitem                                index: a further result of an operation (final states of an lstm)
 =====================================  ======================================================================

@@ -53,7 +53,11 @@ def split(call: Call) -> Result:
 
 @rule("aten.slice.Tensor", "aten.narrow.default", stacked=True, labels="kept")
 def slice_(call: Call) -> Value:
-    """Take a range of a dimension: the rest is cut off. Every other index of it fixes the dimension."""
+    """Take a range of a dimension: the rest is cut off.
+
+    Every n-th index is one index of the inner factor of a product; if the size is no multiple of n, the
+    dimension is fixed.
+    """
     x = call.tensor("self")
     at = call.dim("dim", len(x.dims))
     size, taken = x.dims[at].size, call.shape[at]
@@ -62,6 +66,12 @@ def slice_(call: Call) -> Value:
     if taken == size:
         return x
     dim = x.dims[at].root()
+    if step != 1 and size == step * taken and start < step:
+        outer, inner = call.split(call.dimensions.collapse(dim), [taken, step])
+        call.fix(inner)
+        dims = _without_choices(call, (*x.dims[:at], outer, *x.dims[at + 1 :]))
+        extra = {"dim": at, "start": start, "stop": size, "step": step}
+        return call.result("slice", dims, inputs=[x], extra=extra)
     if step != 1:
         fixed_dim = call.fix(call.dimensions.collapse(dim))
         extra = {"dim": at, "start": start, "stop": start + step * taken, "step": step}

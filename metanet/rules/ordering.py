@@ -6,52 +6,68 @@ an index that is permuted with it. So an expert stays interchangeable with other
 
 from __future__ import annotations
 
+from math import inf
+
 from metanet.dimension import Dim, fixed
 from metanet.rules.pointwise import UNARY
 from metanet.rules.reduction import reduced
 from metanet.rules.registry import Call, Draft, Result, Value, freeze, rule
 from metanet.skeleton import Attribute
 
-TIES = frozenset(
+GENERIC = frozenset(
     (
-        "relu",
-        "relu6",
-        "hardtanh",
-        "hardsigmoid",
-        "hardshrink",
-        "softshrink",
-        "clamp",
-        "clamp_min",
-        "threshold",
+        *("linear", "addmm", "matmul", "einsum", "bilinear", "grouped_mm", "sdpa", "embedding", "parameter"),
+        *("batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm", "cdist", "lstm", "gru"),
+        *(f"conv{n}d" for n in (1, 2, 3)),
     )
-) | frozenset(
-    ("clamp_max", "round", "floor", "ceil", "trunc", "sign", "sgn", "eq", "ne", "lt", "le", "gt", "ge")
 )
-"""Elementwise functions that give one value for many: which of equal ones is first depends on their order."""
-PASSING = (
-    frozenset(("cast", "reshape", "transpose", "slice", "softmax", "log_softmax", "masked_fill", "where"))
-    | {"add", "sub", "mul", "div"}
-    | frozenset(UNARY)
-)
+"""Operations whose values differ from index to index, whatever they read."""
+PASSING = frozenset(
+    (
+        *("reshape", "transpose", "slice", "select", "softmax", "log_softmax", "div", "sum", "mean", "topk"),
+        *("sort", "amax", "amin", "norm", "linalg_vector_norm", "logsumexp", "var", "std"),
+        *(set(UNARY) - {"relu", "relu6", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}),
+    )
+) - {"round", "floor", "ceil", "trunc", "sign", "sgn", "clamp", "clamp_min", "clamp_max", "logical_not"}
+"""Operations whose values differ where those of what they read do.
+
+Which of equal values comes first depends on their places.
+"""
+FILLS = frozenset(("masked_fill", "where", "scatter"))
 
 
-def may_tie(operation: Draft) -> bool:
-    """Return whether values may be equal that come from different indices."""
-    for _ in range(12):
-        if operation.kind in TIES:
-            return True
-        if operation.kind not in PASSING or not operation.inputs:
-            return operation.kind in ("one_hot", "embedding_bag", "scatter", "cast")
-        operation = operation.inputs[0]
-    return True
+def may_tie(operation: Draft, depth: int = 16) -> bool:
+    """Return whether values may be equal that come from different indices, other than -inf."""
+    if operation.kind in GENERIC or not depth:
+        return not depth
+    inputs = [may_tie(source, depth - 1) for source in operation.inputs if not _is_lowest(source)]
+    if operation.kind in FILLS:
+        written = dict(operation.attributes)
+        numbers = [
+            written[name] for name in ("value", "self", "other") if isinstance(written.get(name), float | int)
+        ]
+        values = inputs[1:] if operation.kind == "where" else inputs[:1]
+        return any(values) or any(number != -inf for number in numbers) or (not numbers and len(inputs) > 2)
+    if operation.kind == "mul":
+        return any(inputs)
+    if operation.kind in ("add", "sub"):
+        return bool(inputs) and all(inputs)
+    return operation.kind not in PASSING or any(inputs[:1])
+
+
+def _is_lowest(operation: Draft) -> bool:
+    return operation.kind == "constant" and dict(operation.attributes).get("value") == -inf
 
 
 def places(call: Call, x: Value, at: int) -> Dim | None:
     """Return the dimension that places along another are labels of; None, and fix it, if that cannot be."""
     dim = x.dims[at].root()
+    if dim.state in ("fixed", "any"):
+        return None
     if not call.is_float() or x.draft is None or may_tie(x.draft):
-        call.fix(dim)
-    return None if dim.state in ("fixed", "any") else dim
+        call.dimensions.lose(dim, f"{call.name} (equal values are told apart by their places)")
+        return None
+    return dim
 
 
 def _sorted_labels(call: Call, x: Value, at: int) -> list[Value]:

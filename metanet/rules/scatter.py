@@ -36,7 +36,7 @@ def scatter(call: Call) -> Value:
         dims = _beside(call, dims, source.dims, at)
         _beside(call, index.dims, source.dims, -1)
     dims[at] = address(call, dims[at], index)
-    return call.result("scatter", dims, attributes=("reduce",), extra={"dim": at})
+    return call.result("scatter", dims, attributes=("reduce", "value"), extra={"dim": at})
 
 
 @rule("aten.index_add.default", "aten.index_copy.default", "aten.index_fill.int_Scalar", labels="read")

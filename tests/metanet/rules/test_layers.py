@@ -48,6 +48,12 @@ def repeated(p: Weights, x: Tensor) -> Tensor:
     return F.linear(h, p["b"])
 
 
+def interleaved(p: Weights, x: Tensor) -> Tensor:
+    """Gates and values take turns, as in the experts of GPT-OSS."""
+    h = F.linear(x, p["up"])
+    return F.linear(h[..., ::2].sigmoid() * h[..., 1::2], p["b"])
+
+
 def contracted(p: Weights, x: Tensor) -> Tensor:
     """Tensordot, a dimension on a diagonal, and a sum of it."""
     h = torch.tensordot(F.linear(x, p["a"]), p["c"], dims=([3], [1]))
@@ -88,6 +94,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[int, ...]], st
         """groups  p.a: 4
            p.a  p.a 3
            p.b  2 p.a""",
+    ),
+    "interleaved": (
+        interleaved,
+        {"up": (8, 3), "b": (2, 4)},
+        """groups  p.up: 4
+           p.up  (p.up 2) 3
+           p.b   2 p.up""",
     ),
     "contracted": (
         contracted,
