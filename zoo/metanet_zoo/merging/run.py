@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from metanet.merging.recipe import Recipe, load_recipe, parse_recipe
 from metanet.merging.reference import ModelReference
-from metanet_zoo.errors import CheckpointError
 from metanet_zoo.merging.card import Provenance, file_hash, model_card, versions
 from metanet_zoo.merging.companions import (
     OTHER_FILES,
@@ -25,6 +24,7 @@ from metanet_zoo.merging.companions import (
 )
 from metanet_zoo.merging.engine import run_jobs
 from metanet_zoo.merging.estimate import Estimate, estimate_merge, fitting_threads
+from metanet_zoo.merging.lora import add_adapter
 from metanet_zoo.merging.model import MergeModel
 from metanet_zoo.merging.plan import Missing, Options, Plan, find_method, make_plan
 from metanet_zoo.merging.shards import Layout, lay_out
@@ -220,9 +220,9 @@ def _open_models(
 ) -> dict[ModelReference, MergeModel]:
     models: dict[ModelReference, MergeModel] = {}
     for reference in recipe.references():
-        if reference.lora is not None:
-            raise CheckpointError(f"{reference}: adapters are not read yet; merge it into its model first")
         opened = open_model(reference.model.path, reference.model.revision, cache_dir=cache, offline=offline)
+        if reference.lora is not None:
+            opened = add_adapter(opened, reference.lora, cache_dir=cache, offline=offline)
         models[reference] = MergeModel(opened, opened.source)
     return models
 
@@ -276,7 +276,15 @@ def _prepare(
         "missing": options.missing,
         "compat": options.compat,
         "alignment": alignment,
-        "jobs": [[job.name, repr(job.task.settings) if job.task else ""] for job in plan.jobs],
+        "recipe": repr(recipe),
+        "jobs": [
+            [
+                job.name,
+                [[found.model, found.name] for found in job.inputs],
+                repr(job.task and job.task.settings),
+            ]
+            for job in plan.jobs
+        ],
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return _Prepared(recipe, models, plan, layout, estimate, companions, fingerprint, notes)
