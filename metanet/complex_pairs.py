@@ -358,6 +358,8 @@ def _constant_dims_narrowed(codes: Tensor) -> Tensor:
 
 def _reshaped(codes: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
     """Reshape codes that broadcast to a shape; dimensions along which they do not vary stay of size one."""
+    if 0 in before:
+        raise Ended
     shape, expanded = list[int](), list[int]()
     i = j = 0
     while i < len(before) or j < len(after):

@@ -96,11 +96,12 @@ class _Part:
 def with_rotations(spec: WeightSpec) -> WeightSpec:
     """Return the spec with the rotations that its operations allow; scales that they contain are dropped."""
     flow = Dataflow(spec)
+    actions = list(spec.actions)
     for action in _actions(flow, list(_parts(flow))):
-        others = tuple(other for other in spec.actions if not _contains(action, other))
+        others = [other for other in actions if not _contains(action, other)]
         if compatible(spec, others, action):
-            spec = replace(spec, actions=(*others, action))
-    return spec
+            actions = [*others, action]
+    return spec if actions == list(spec.actions) else replace(spec, actions=tuple(actions))
 
 
 def _parts(flow: Dataflow) -> Iterator[_Part]:

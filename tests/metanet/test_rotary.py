@@ -157,7 +157,7 @@ def test_rotations_are_the_known_ones(name: str) -> None:
     keys, queries = (len([t for t in action.terms if t.power == power]) for power in (1, -1))
     assert keys == queries == 2
     assert WeightSpec.parse(str(spec)) == spec
-    verification = verify(spec, model, X, draws=2)
+    verification = verify(spec, model, X, draws=1)
     assert verification.ok, str(verification)
     assert verification.errors["rotation"] < 1e-12
     assert not verification.dead
@@ -188,20 +188,3 @@ class Twice(nn.Module):
 
 def test_a_second_reader_of_the_queries_takes_them_away() -> None:
     assert rotations(spec_of(Twice(), X)) == []
-
-
-def test_transformers_have_them_for_every_layer_on_any_device() -> None:
-    llama = pytest.importorskip("transformers.models.llama", reason="needs transformers")
-    config = llama.LlamaConfig(
-        vocab_size=11, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, attention_bias=True,
-    )  # fmt: skip
-    tokens = torch.arange(5)[None]
-    model = llama.LlamaForCausalLM(config).eval()
-    spec = spec_of(model, input_ids=tokens, use_cache=False)
-    heads = [f"model.layers.{i}.self_attn.q_proj.head" for i in range(2)]
-    assert rotations(spec) == [f"rotation {head} 4 half" for head in heads]
-    assert verify(spec, model, input_ids=tokens, use_cache=False, draws=1).ok
-    with torch.device("meta"):
-        blank = llama.LlamaForCausalLM(config).eval()
-    assert rotations(spec_of(blank, input_ids=tokens, use_cache=False)) == rotations(spec)

@@ -149,7 +149,7 @@ def test_shifts_are_the_known_ones(name: str) -> None:
     spec = spec_of(model, x)
     assert shifts(spec) == expected
     assert WeightSpec.parse(str(spec)) == spec
-    verification = verify(spec, model, x)
+    verification = verify(spec, model, x, draws=1)
     assert verification.ok, str(verification)
     assert ("shift" in verification.errors) == bool(expected)
 
