@@ -22,6 +22,7 @@ _EXPORTS = {
     "WeightFeatures": "metanet.features",
     "WeightSpec": "metanet.spec",
     "blocks_of": "metanet.blocks",
+    "canonical_form": "metanet.canonical",
     "canonicalize": "metanet.canonical",
     "fold_gains": "metanet.folding",
     "from_graph": "metanet.graph",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from metanet.axis import Product as Product
     from metanet.blocks import Block as Block
     from metanet.blocks import blocks_of as blocks_of
+    from metanet.canonical import canonical_form as canonical_form
     from metanet.canonical import canonicalize as canonicalize
     from metanet.derive import spec_of as spec_of
     from metanet.features import WeightFeatures as WeightFeatures

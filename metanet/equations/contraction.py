@@ -140,8 +140,7 @@ def _halves(step: Step, axis: Axis, row: Row, outer: int) -> tuple[Row, Row]:
 def _convolution(step: Step, transposed: bool) -> Carrier:
     x, weight, added = _operands(step)
     visible(x, weight)
-    groups = step.op.attribute("groups", 1)
-    assert isinstance(groups, int)
+    groups = step.integer("groups")
     spatial = len(weight.rows) - 2
     channel = len(x.rows) - spatial - 1
     x_outer, x_inner = _halves(step, x.axes[channel], x.rows[channel], groups)

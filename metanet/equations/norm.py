@@ -36,7 +36,7 @@ def batch_norm(step: Step) -> list[Row]:
     step.pin(*(row for dim, row in enumerate(x.rows) if dim != channel))
     row, count = x.rows[channel], step.counts[channel]
     variance, mean = vectors.get("running_var", ()), vectors.get("running_mean", ())
-    if step.op.kind == "instance_norm" or not mean or not variance:
+    if step.op.kind == "instance_norm" or step.op.attribute("training") or not mean or not variance:
         step.pin(variance, mean)
         if step.mode != "sign" or mean:
             step.pin(row)
@@ -59,7 +59,8 @@ def layer_norm(step: Step) -> list[Row]:
     if len(step.inputs) != 1 or step.inputs[0].hidden or set(step.parameters) - {"weight", "bias"}:
         raise Unfit
     shape = step.op.attribute("normalized_shape")
-    assert isinstance(shape, tuple)
+    if not isinstance(shape, tuple):
+        raise Unfit
     x, start = step.inputs[0], len(step.counts) - len(shape)
     keeps = step.op.kind == "rms_norm" and step.mode == "sign"
     rows: list[Row] = []

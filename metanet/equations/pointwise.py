@@ -20,7 +20,7 @@ POSITIVE_FUNCTIONS = (
 """Functions with f(a x) = a f(x) for a > 0."""
 LINEAR_FUNCTIONS = (
     *("neg", "positive", "flip", "roll", "upsample", "tril", "triu", "pixel_shuffle", "pixel_unshuffle"),
-    *("im2col", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3))),
+    *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)),
 )
 """Linear functions of one tensor that do not mix units."""
 

@@ -65,8 +65,7 @@ def recurrent(step: Step) -> list[Row]:
     if any(carrier.hidden for carrier in step.inputs):
         raise Unfit
     directions = 2 if step.op.attribute("bidirectional") else 1
-    layers = step.op.attribute("num_layers")
-    assert isinstance(layers, int)
+    layers = step.integer("num_layers")
     step.pin(*x.rows[:-1])
     below, found = x.rows[-1], list[_Layer]()
     for layer in range(layers):

@@ -24,6 +24,8 @@ def reduce(step: Step) -> list[Row]:
     if x.hidden or not isinstance(gone, tuple):
         raise Unfit
     passes, power = POWERS[step.op.kind]
+    if 0 in (step.op.attribute("ord"), step.op.attribute("p")):
+        raise Unfit
     blind = step.mode == "sign" and passes == "norm"
     fits = {
         "linear": True,
@@ -49,8 +51,7 @@ def reduce(step: Step) -> list[Row]:
 def cumsum(step: Step) -> list[Row]:
     """Sums along a dimension whose indices are told apart."""
     x = step.function()
-    dim = step.op.attribute("dim")
-    assert isinstance(dim, int)
+    dim = step.integer("dim")
     if x.hidden:
         raise Unfit
     step.pin(x.rows[dim])
@@ -61,8 +62,7 @@ def cumsum(step: Step) -> list[Row]:
 def glu(step: Step) -> list[Row]:
     """``a · sigmoid(b)``: the gate has no exponents."""
     x = step.function()
-    dim = step.op.attribute("dim")
-    assert isinstance(dim, int)
+    dim = step.integer("dim")
     row = x.rows[dim]
     if x.hidden or len(row) % 2:
         raise Unfit

@@ -123,6 +123,13 @@ class Step:
         """Return a row times a number."""
         return tuple(self.system.combine((form, Fraction(factor).limit_denominator(64))) for form in row)
 
+    def integer(self, name: str) -> int:
+        """Return an attribute that is an integer."""
+        value = self.op.attribute(name)
+        if not isinstance(value, int):
+            raise Unfit
+        return value
+
     def zeros(self, count: int) -> Row:
         """Return a row of zeros."""
         return (ZERO,) * count

@@ -114,7 +114,8 @@ def transpose(step: Step) -> Carrier:
     """Dimensions move with their occurrences."""
     x = step.function()
     order = step.op.attribute("dims")
-    assert isinstance(order, tuple)
+    if not isinstance(order, tuple):
+        raise Unfit
     if x.hidden:
         if sum(step.counts):
             raise Unfit
@@ -128,8 +129,10 @@ def expand(step: Step) -> list[Row]:
     x = step.function()
     if x.hidden:
         raise Unfit
+    if x.forms and len(x.forms) != sum(step.counts):
+        raise Unfit
     if len(step.counts) == 1 != len(x.rows):
-        return placed(step, x.forms) if len(x.forms) == step.counts[0] else _refuse()
+        return placed(step, x.forms)
     rows: list[Row] = []
     for dim, count in enumerate(step.counts):
         at = dim - (len(step.counts) - len(x.rows))
@@ -140,18 +143,11 @@ def expand(step: Step) -> list[Row]:
     return rows
 
 
-def _refuse() -> list[Row]:
-    raise Unfit
-
-
 @equation("slice")
 def slice_(step: Step) -> Carrier:
     """A range of a dimension takes the parts of a concatenation that lie in it."""
     x = step.function()
-    dim, start, stop, stride = (step.op.attribute(name) for name in ("dim", "start", "stop", "step"))
-    assert isinstance(dim, int)
-    assert isinstance(start, int)
-    assert isinstance(stop, int)
+    dim, start, stop, stride = (step.integer(name) for name in ("dim", "start", "stop", "step"))
     if x.hidden:
         return _narrowed(step, x, dim, start, stop)
     if stride != 1 and x.rows[dim]:
@@ -187,9 +183,7 @@ def _single(step: Step, forms: Row) -> list[Row]:
 def select(step: Step) -> list[Row]:
     """One index of a dimension, or one alternative of a stacked tensor."""
     x = step.function()
-    dim, index = step.op.attribute("dim"), step.op.attribute("index")
-    assert isinstance(dim, int)
-    assert isinstance(index, int)
+    dim, index = step.integer("dim"), step.integer("index")
     if x.hidden:
         rows = x.alternatives(axis_size(x.axes[dim], step.sizes)) if x.alternatives else None
         if rows is None or len(rows[index]) != sum(step.counts):
@@ -202,8 +196,7 @@ def select(step: Step) -> list[Row]:
 @equation("cat")
 def cat(step: Step) -> Carrier:
     """Parts lie end to end along one dimension and are equal along the others."""
-    dim = step.op.attribute("dim")
-    assert isinstance(dim, int)
+    dim = step.integer("dim")
     if any(carrier.hidden for carrier in step.inputs):
         raise Unfit
     joined = tuple(form for carrier in step.inputs for form in carrier.rows[dim])
@@ -215,8 +208,7 @@ def cat(step: Step) -> Carrier:
 @equation("stack")
 def stack(step: Step) -> Carrier:
     """Tensors lie side by side along a new dimension and are equal along the others."""
-    dim = step.op.attribute("dim")
-    assert isinstance(dim, int)
+    dim = step.integer("dim")
     if any(carrier.hidden for carrier in step.inputs):
         raise Unfit
     rows = _equal(step, [(*c.rows[:dim], (), *c.rows[dim:]) for c in step.inputs], blank=dim)
@@ -249,16 +241,32 @@ def pad(step: Step) -> tuple[Row, ...]:
     return kept(step, x)
 
 
+@equation("im2col", "col2im")
+def patches(step: Step) -> list[Row]:
+    """Patches keep their channels."""
+    x = step.function()
+    if x.hidden or len(x.forms) != sum(step.counts):
+        raise Unfit
+    return placed(step, x.forms)
+
+
 @equation("index", "gather")
 def index(step: Step) -> list[Row]:
-    """Indices are fixed where they are listed, and have no exponents."""
+    """What is picked keeps the exponents of the dimensions that nothing is picked from.
+
+    Labels may pick units themselves (a codebook, a sorted layer); these keep exponent zero.
+    """
     x, *places = step.inputs
     if x.hidden or step.parameters or len(x.forms) != sum(step.counts):
         raise Unfit
+    if step.op.kind == "gather":
+        dim = step.integer("dim")
+        if x.rows[dim] or any(carrier.hidden or carrier.rows[dim] for carrier in places):
+            raise Unfit
+    elif any(carrier.forms for carrier in places) or sum(1 for row in x.rows if row) > 1:
+        raise Unfit
     for carrier in places:
         step.pin(carrier.forms)
-    if sum(1 for row in x.rows if row) > 1:
-        raise Unfit
     return placed(step, x.forms)
 
 
@@ -268,8 +276,7 @@ def scatter(step: Step) -> list[Row]:
     x, source = step.inputs
     if x.hidden or source.hidden:
         raise Unfit
-    dim = step.op.attribute("dim")
-    assert isinstance(dim, int)
+    dim = step.integer("dim")
     step.pin(x.rows[dim])
     theirs = list(source.rows)
     if step.op.kind == "select_scatter":

@@ -28,6 +28,7 @@ def batch_norm(call: Call) -> Value:
         (*x.dims[:at], channel, *x.dims[at + 1 :]),
         parameters=(*AFFINE, *STATISTICS),
         attributes=("eps", "momentum"),
+        extra={"training": True} if call.argument("training", False) else None,
     )
 
 

@@ -83,6 +83,14 @@ CASES: dict[str, tuple[Function, str]] = {
     "a square map of linear units": (lambda p, x: read(p, row(p, x) + row(p, x) @ p["s"]), "linear"),
     "a bilinear form": (lambda p, x: torch.einsum("bi,ij,bj->b", row(p, x), p["s"], row(p, x)), "linear"),
     "a gram matrix": (lambda p, x: row(p, x) @ row(p, x).T, "sign"),
+    "a layer picked by its order": (
+        lambda p, x: read(p, row(p, x).gather(-1, row(p, x).argsort(-1)).cumsum(-1)), ""
+    ),
+    "the largest unit": (lambda p, x: read(p, F.one_hot(row(p, x).argmax(-1), 4) * row(p, x)), ""),
+    "a batch norm of the data": (
+        lambda p, x: read(p, F.batch_norm(row(p, x), None, None, training=True)), "sign"
+    ),
+    "a power of norm zero": (lambda p, x: read(p, row(p, x).norm(p=0, dim=0, keepdim=True)), ""),
     "a layer norm": (lambda p, x: read(p, F.layer_norm(row(p, x), (4,), p["g"], p["h"])), "scale"),
     "a root mean square norm": (lambda p, x: read(p, F.rms_norm(row(p, x), (4,), p["g"])), "scale sign"),
     "a parameter used in two ways": (
