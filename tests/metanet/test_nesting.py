@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import pytest
@@ -289,6 +290,10 @@ def test_the_form_of_an_operation_that_is_not_foreseen_is_not_read() -> None:
         assert labels_of(spec, operation) is None, kind
 
 
+def on_images(factory: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor]:
+    return factory(), image(2, 3, 6, 6)
+
+
 GRAPHS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "heads": lambda: (Heads(), image(2, 4, 6)),
     "attention": lambda: (ARCHITECTURES["mha"][0](), ARCHITECTURES["mha"][1][0]),
@@ -296,10 +301,7 @@ GRAPHS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "experts": lambda: (Experts(), image(4, 5)),
     "chain": lambda: (Multiquery(), image(2, 4, 6)),
     "cells": lambda: (Cells(), image(2, 2, 5)),
-    **{
-        name: (lambda factory=factory: (factory(), image(2, 3, 6, 6)))
-        for name, (factory, _) in CHANNELS.items()
-    },
+    **{name: partial(on_images, factory) for name, (factory, _) in CHANNELS.items()},
 }
 
 
