@@ -1,6 +1,14 @@
 """What each kind of operation does along the labels of its dimensions (`metanet.index_labels`).
 
-A kind that has no reader, or a form of one that is not foreseen, costs nested groups and never soundness.
+A kind that has no reader, or a form of one that is not foreseen, costs nested groups and never soundness. An
+operation of your own takes one function beside its rule:
+
+    @reader("scale_channels")                             # (input [b, c, n], gain [c]) -> [b, c, n]
+    def scale_channels(t: Tensors) -> list[Step]:
+        given = t.named("input", "gain")
+        labels = numbered("d", 3)
+        tensors = given["input"], t.result
+        return [Step((*(lines(axes, labels) for axes in tensors), lines(given["gain"], labels[1:2])))]
 """
 
 from __future__ import annotations

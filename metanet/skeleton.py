@@ -22,7 +22,8 @@ class Operation:
         inputs: positions, in the skeleton, of the operations whose results it reads.
         parameters: ``(role, state-dict entry)``, e.g. ``("weight", "fc.weight")``.
         attributes: ``(name, value)`` of what configures it: stride, padding, groups, eps, omega, heads, …
-        axes: one axis per dimension of its result (the first one's, when it has several).
+        axes: one axis per dimension of its result (the first one's, when it has several). Rows sorted into
+            blocks of experts have the group of experts as theirs (`metanet.expert_rows`).
     """
 
     kind: str

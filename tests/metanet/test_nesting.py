@@ -14,6 +14,7 @@ from metanet import GroupElement, WeightSpec, spec_of, testing, verify
 from metanet.axis import Perm, bound_to, parse_axes
 from metanet.features import WeightFeatures
 from metanet.graph import edge_values, graph_schema
+from metanet.index_labels import READERS, Step, Tensors, lines, numbered
 from metanet.index_readers import labels_of
 from metanet.nesting import with_nesting
 from metanet.skeleton import Operation
@@ -337,3 +338,17 @@ def test_a_nested_permutation_only_relabels_the_nodes_of_the_graph(name: str) ->
     before, after = edge_values(schema, weights), edge_values(schema, element @ weights)
     assert not torch.equal(before, after)
     assert edges(before, torch.arange(schema.num_nodes)) == edges(after, origin)
+
+
+def test_a_reader_of_your_own_lets_an_operation_keep_nested_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scale_channels(t: Tensors) -> list[Step]:
+        given = t.named("input", "gain")
+        labels = numbered("d", 3)
+        tensors = given["input"], t.result
+        return [Step((*(lines(axes, labels) for axes in tensors), lines(given["gain"], labels[1:2])))]
+
+    operation = Operation("scale_channels", (0,), (("gain", "g"),), (), parse_axes("2 (p q) 5"))
+    spec = skeleton("groups  p: 2   q: 3\nx  2 (p q) 5\ng  (p q)", value("x", "2 (p q) 5"), operation)
+    assert nesting(with_nesting(spec)) == {}
+    monkeypatch.setitem(READERS, "scale_channels", scale_channels)
+    assert nesting(with_nesting(spec)) == {"q": "p"}
