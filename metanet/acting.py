@@ -7,7 +7,7 @@ parameter does, so that ⟨gradient, change⟩ is kept, and a second moment with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import log, sqrt
 from typing import Literal
 
@@ -202,15 +202,24 @@ def identity_value(action: Action, sizes: Mapping[str, int]) -> Tensor:
     return torch.ones(shape, dtype=torch.complex128 if action.kind == "rotation" else torch.float64)
 
 
-def multiply(action: Action, outer: Tensor, inner: Tensor) -> Tensor:
-    """Return the value of one change after another; shifts add up."""
-    if action.kind == "shift":
-        return outer + inner
-    return outer @ inner if action.kind in MATRIX_KINDS else outer * inner
+def multiply_values(
+    actions: Sequence[Action], outer: Mapping[int, Tensor], inner: Mapping[int, Tensor]
+) -> dict[int, Tensor]:
+    """Return the values of one change after another, by the numbers of their actions; shifts add up."""
+    result = {**outer, **inner}
+    for number in outer.keys() & inner.keys():
+        first, second, kind = outer[number], inner[number], actions[number].kind
+        if kind == "shift":
+            result[number] = first + second
+        else:
+            result[number] = first @ second if kind in MATRIX_KINDS else first * second
+    return result
 
 
 def invert(action: Action, value: Tensor) -> Tensor:
-    """Return the value that undoes a linear action."""
+    """Return the value that undoes an action."""
+    if action.kind == "shift":
+        return -value
     if action.kind == "orthogonal":
         return value.mT
     return torch.linalg.inv(value) if action.kind == "linear" else value.reciprocal()

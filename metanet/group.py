@@ -23,19 +23,19 @@ from torch import Tensor
 from metanet.acting import (
     Representation,
     act_terms,
-    check_value,
     draw_value,
     identity_value,
     invert,
-    multiply,
+    multiply_values,
     permute_value,
 )
 from metanet.action import Term
 from metanet.axis import Atom, Axis, Perm, Product
 from metanet.closure import induced
-from metanet.freedom import check_freedom, draw_freedom, factor_of, shift_of
+from metanet.freedom import draw_freedom, factor_of, shift_of
 from metanet.leaf import leaves_of
-from metanet.spec import KINDS, FreedomKind, Group, Kind, WeightSpec
+from metanet.membership import check_membership, unit_shape
+from metanet.spec import KINDS, FreedomKind, Kind, WeightSpec
 from metanet.wreath import (
     act_on,
     chain_source,
@@ -83,14 +83,7 @@ class GroupElement:
     actions: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, permutation in self.permutations.items():
-            _check_permutation(_known(self.spec, name), permutation, self.spec)
-        for (name, kind), values in self.freedoms.items():
-            check_freedom(_known(self.spec, name), kind, values, copies=_copies(self.spec, name))
-        for number, value in self.actions.items():
-            if not 0 <= number < len(self.spec.actions):
-                raise ValueError(f"the spec has {len(self.spec.actions)} actions, found number {number}")
-            check_value(self.spec.actions[number], value, self.spec.sizes)
+        check_membership(self.spec, self.permutations, self.freedoms, self.actions)
 
     @classmethod
     def identity(cls, spec: WeightSpec) -> GroupElement:
@@ -124,7 +117,7 @@ class GroupElement:
         permutations: dict[str, Tensor] = {}
         freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
         for group in spec.groups:
-            shape = _shape(spec, group)
+            shape = unit_shape(spec, group)
             if permute:
                 rows = [torch.randperm(group.size, generator=generator) for _ in range(prod(shape[:-1]))]
                 permutations[group.name] = torch.stack(rows).reshape(shape)
@@ -302,15 +295,8 @@ class GroupElement:
                     freedoms[name, freedom.kind] = (
                         first + second if freedom.kind == "phase" else first * second
                     )
-        actions: dict[int, Tensor] = {}
-        for number, action in enumerate(self.spec.actions):
-            mine, theirs = self.actions.get(number), other.actions.get(number)
-            if theirs is not None:
-                theirs = self._carried(number, theirs)
-            if mine is not None and theirs is not None:
-                actions[number] = multiply(action, mine, theirs)
-            elif mine is not None or theirs is not None:
-                actions[number] = mine if theirs is None else theirs  # type: ignore[assignment]
+        carried = {number: self._carried(number, value) for number, value in other.actions.items()}
+        actions = multiply_values(self.spec.actions, self.actions, carried)
         return GroupElement(self.spec, permutations, freedoms, actions)
 
     def _carried(self, number: int, value: Tensor) -> Tensor:
@@ -354,24 +340,22 @@ class GroupElement:
                 elif freedom.kind in ("scale", "positive_scale"):
                     values = values.reciprocal()
                 freedoms[name, freedom.kind] = _taken(values, back)
-        linear, shifts = dict[int, Tensor](), dict[int, Tensor]()
         undone = GroupElement(self.spec, permutations, freedoms)
-        for number, value in self.actions.items():
-            action = self.spec.actions[number]
-            if action.kind != "shift":
-                linear[number] = undone._carried(number, invert(action, value))
-        undone = GroupElement(self.spec, permutations, freedoms, linear)
-        for number, value in self.actions.items():
-            if self.spec.actions[number].kind == "shift":
-                shifts[number] = -undone._carried(number, value)
-        return GroupElement(self.spec, permutations, freedoms, {**linear, **shifts})
+        for shifts in (False, True):  # shifts are carried through the inverse of all that multiplies
+            values = {
+                number: undone._carried(number, invert(self.spec.actions[number], value))
+                for number, value in self.actions.items()
+                if (self.spec.actions[number].kind == "shift") == shifts
+            }
+            undone = GroupElement(self.spec, permutations, freedoms, {**undone.actions, **values})
+        return undone
 
     def allclose(self, other: GroupElement) -> bool:
         """Return whether two elements of one spec act alike (missing parts count as the identity)."""
         if self.spec != other.spec:
             return False
         for group in self.spec.groups:
-            shape = _shape(self.spec, group)
+            shape = unit_shape(self.spec, group)
             plain = torch.arange(group.size).expand(shape)
             if not torch.equal(
                 self.permutations.get(group.name, plain), other.permutations.get(group.name, plain)
@@ -405,32 +389,6 @@ class GroupElement:
         return (
             f"GroupElement({', '.join([f'{len(self.permutations)} permutations', *kinds])} of {self.spec!r})"
         )
-
-
-def _known(spec: WeightSpec, name: str) -> Group:
-    if name not in spec.group:
-        raise ValueError(f"the spec has no group {name!r}; its groups are {', '.join(spec.group) or 'none'}")
-    return spec.group[name]
-
-
-def _copies(spec: WeightSpec, name: str) -> int | None:
-    return None if spec.group[name].parent is None else spec.copies(name)
-
-
-def _shape(spec: WeightSpec, group: Group) -> tuple[int, ...]:
-    copies = _copies(spec, group.name)
-    return (group.size,) if copies is None else (copies, group.size)
-
-
-def _check_permutation(group: Group, permutation: Tensor, spec: WeightSpec) -> None:
-    shape = _shape(spec, group)
-    if tuple(permutation.shape) != shape or permutation.dtype != torch.long:
-        raise ValueError(
-            f"group {group.name!r}: expected indices of shape {list(shape)}, int64; "
-            f"found {list(permutation.shape)}, {permutation.dtype}"
-        )
-    if not torch.equal(permutation.sort(-1).values, torch.arange(group.size).expand(shape)):
-        raise ValueError(f"group {group.name!r}: the indices are no permutation of 0…{group.size - 1}")
 
 
 def _taken(values: Tensor, source: Tensor | None) -> Tensor:

@@ -44,6 +44,7 @@ LAYERS = [
     "folding",
     "acting",
     "freedom",
+    "membership",
     "group",
     "blocks",
     "features",
