@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from metanet_tasks import (
+    barrier_command,
     classify_command,
     demo_command,
     inspect_command,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(train_command.main, "train a metanetwork on a zoo, from a YAML configuration", RESUME),
     "classify": Command(classify_command.main, "say what networks show, from their weights alone"),
     "match": Command(match_command.main, "align a checkpoint to another one, keeping its function"),
+    "barrier": Command(barrier_command.main, "the loss along the path between two checkpoints"),
     "merge": Command(merge_command.main, "merge checkpoints: averages, task vectors, recipes", RESUME),
     "optim": Command(optim_command.main, "learned optimizers: list, describe and compare them", AGAIN),
     "demo": Command(demo_command.main, "the whole path on embedded images, with a report", AGAIN),

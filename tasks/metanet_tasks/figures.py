@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metanet.merging.paths import Path
+
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#9aa5b1"
 
 
@@ -104,3 +106,23 @@ def psnr_histogram(psnr: Tensor) -> bytes:
 
 def _pixels(image: Tensor) -> NDArray[np.float64]:
     return image.detach().double().clamp(0, 1).numpy()
+
+
+def loss_paths(paths: Mapping[str, Path]) -> bytes:
+    """Draw the loss along paths between two networks, and the chord between the ends of the first.
+
+    Args:
+        paths: name -> metrics along the path.
+    """
+    figure = Figure(figsize=(5.6, 3.4))
+    axis = figure.subplots()
+    colours = [GREY, BLUE, ORANGE, "#6a994e", "#7b5ea7", "#b23a48"]
+    for (name, path), colour in zip(paths.items(), colours, strict=False):
+        axis.plot(path.weights, path.metrics[path.loss], "o-", color=colour, label=name, markersize=2.5)
+    first = next(iter(paths.values()))
+    losses = first.metrics[first.loss]
+    axis.plot([0, 1], [losses[0], losses[-1]], ":", color="black", linewidth=1, label="chord")
+    axis.set(xlabel="weight of the second network", ylabel="loss")
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return png(figure)
