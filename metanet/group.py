@@ -342,12 +342,12 @@ class GroupElement:
                 freedoms[name, freedom.kind] = _taken(values, back)
         undone = GroupElement(self.spec, permutations, freedoms)
         for shifts in (False, True):  # shifts are carried through the inverse of all that multiplies
-            values = {
+            carried = {
                 number: undone._carried(number, invert(self.spec.actions[number], value))
                 for number, value in self.actions.items()
                 if (self.spec.actions[number].kind == "shift") == shifts
             }
-            undone = GroupElement(self.spec, permutations, freedoms, {**undone.actions, **values})
+            undone = GroupElement(self.spec, permutations, freedoms, {**undone.actions, **carried})
         return undone
 
     def allclose(self, other: GroupElement) -> bool:
