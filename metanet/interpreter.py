@@ -174,15 +174,42 @@ class _Interpreter:
         return self.unknown(call, found)
 
     def region(self, node: fx.Node, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-        """Enter a region (autocast, no_grad); treat any other higher-order operation as unknown."""
+        """Enter a region (autocast, no_grad) or both branches of a condition.
+
+        Any other higher-order operation (a loop over steps) is unknown.
+        """
         inner = [i for i, a in enumerate(arguments) if isinstance(a, fx.GraphModule)]
         if str(node.target).startswith("wrap_with") and len(inner) == 1:
             module, given = arguments[inner[0]], arguments[inner[0] + 1 :]
             placeholders = [n.name for n in module.graph.nodes if n.op == "placeholder"]
             return self.run(module, dict(zip(placeholders, given, strict=True)))
+        if str(node.target) == "cond" and len(inner) == 2:
+            return self.branches(node, *arguments)
         values = [v for v in tree_leaves((arguments, dict(keywords))) if isinstance(v, Value)]
         call = Call(str(node.target), {"inputs": values}, _shapes(node), self.dimensions, node)
         return self.unknown(call)
+
+    def branches(
+        self, node: fx.Node, condition: Any, *rest: fx.GraphModule | Sequence[Value]
+    ) -> list[Value] | Value:
+        """Interpret both branches of a condition: their results have the same dimensions."""
+        *modules, given = rest
+        call = Call("cond", {"condition": condition}, _shapes(node), self.dimensions, node)
+        returned = []
+        for module in modules:
+            assert isinstance(module, fx.GraphModule)
+            assert isinstance(given, (list, tuple))
+            placeholders = [n.name for n in module.graph.nodes if n.op == "placeholder"]
+            returned.append(tree_leaves(self.run(module, dict(zip(placeholders, given, strict=True)))))
+        tested = [condition] if isinstance(condition, Value) else []
+        for dim in (dim for value in tested for dim in value.dims):
+            call.fix(dim)
+        results = []
+        for pair in zip(*returned, strict=True):
+            call.forget(*tested, *pair)
+            dims = [call.unify(*dims) for dims in zip(*(value.dims for value in pair), strict=True)]
+            results.append(call.result("cond", dims, inputs=[*tested, *pair]))
+        return results if isinstance(node.meta.get("val"), (list, tuple)) else results[0]
 
     def unknown(self, call: Call, reason: str = "") -> Any:
         """Interpret an operation without a rule: everything it touches is fixed, and said to be lost."""

@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -56,23 +57,52 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         raise DerivationError(
             f"{type(model).__name__} cannot be exported: {type(error).__name__}: "
             f"{reason[0] if reason else 'no message'}. torch.export follows the module once on the "
-            "example inputs: check that model(*args, **kwargs) runs, replace branches on tensor values, "
-            ".item() and numpy by tensor operations, or give the part of the model that can be traced; a "
-            "spec may also be written by hand in the notation of str(spec) and read with WeightSpec.parse"
+            "example inputs: check that model(*args, **kwargs) runs; try other example inputs, or keyword "
+            "inputs that take a simpler path (use_cache=False); replace branches on tensor values, .item() "
+            "and numpy by tensor operations (torch.where, torch.cond); or give the part of it that can "
+            "be traced. A spec may also be written by hand in the notation of str(spec), read with "
+            "WeightSpec.parse and checked with verify"
         ) from error
     return program
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into evaluation mode, and back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Put every submodule into evaluation mode, and back to what it was afterwards.
+
+    That is its own mode, and the attributes beside its state: some modules keep what they computed from
+    their parameters (a table of position biases), which is stale as soon as the parameters change.
+    """
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    attributes = [_attributes(module) for module in modules]
+    contents = [{k: copy(v) for k, v in own.items() if type(v) in (dict, list, set)} for own in attributes]
     try:
         model.eval()
         yield
     finally:
-        for module, mode in modes:
+        for module, mode, before, inner in zip(modules, modes, attributes, contents, strict=True):
+            for name in _attributes(module).keys() - before.keys():
+                del module.__dict__[name]
+            module.__dict__.update(before)
+            for name, content in inner.items():
+                _restore(before[name], content)
             module.training = mode
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what a module keeps beside torch's own records of parameters, buffers, submodules and hooks."""
+    torch_own = vars(nn.Module()).keys()
+    return {name: value for name, value in vars(module).items() if name not in torch_own}
+
+
+def _restore(container: Any, content: Any) -> None:
+    if len(container) == len(content) and all(a is b for a, b in zip(container, content, strict=True)):
+        unchanged = not isinstance(content, dict) or all(container[key] is content[key] for key in content)
+        if unchanged:
+            return
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
 
 
 @contextmanager

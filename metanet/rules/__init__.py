@@ -45,6 +45,7 @@ fft, ifft, rfft, irfft, fft2, …        dims, norm: these are mixed
 channel_shuffle, tensordot             groups; dims, a tuple per input
 embedding_bag (weight)                 mode
 cat, stack; select, slice              dim; index; start, stop, step (split and chunk give slices)
+cond                                   –; inputs are the condition and the results of both branches
 getitem                                index: a further result of an operation (final states of an lstm)
 =====================================  ======================================================================
 

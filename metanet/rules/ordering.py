@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from math import inf
 
-from metanet.dimension import Dim, fixed
+from metanet.dimension import Dim, fixed, leaves
 from metanet.rules.pointwise import UNARY
 from metanet.rules.reduction import reduced
 from metanet.rules.registry import Call, Draft, Result, Value, freeze, rule
 from metanet.skeleton import Attribute
 
-GENERIC = frozenset(
-    (
-        *("linear", "addmm", "matmul", "einsum", "bilinear", "grouped_mm", "sdpa", "embedding", "parameter"),
-        *("batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm", "cdist", "lstm", "gru"),
-        *(f"conv{n}d" for n in (1, 2, 3)),
-    )
-)
-"""Operations whose values differ from index to index, whatever they read."""
+GENERIC = {
+    **dict.fromkeys(("linear", "addmm", "matmul", "einsum", "bilinear", "sdpa", "cdist", "lstm", "gru"), -1),
+    **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), 1),
+}
+"""Operations that make a dimension along which values differ whatever they read, and that dimension."""
 PASSING = frozenset(
     (
         *("reshape", "transpose", "slice", "select", "softmax", "log_softmax", "div", "sum", "mean", "topk"),
-        *("sort", "amax", "amin", "norm", "linalg_vector_norm", "logsumexp", "var", "std"),
+        *("sort", "amax", "amin", "norm", "linalg_vector_norm", "logsumexp", "var", "std", "layer_norm"),
+        *("batch_norm", "instance_norm", "rms_norm", "group_norm"),
         *(set(UNARY) - {"relu", "relu6", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "threshold"}),
     )
 ) - {"round", "floor", "ceil", "trunc", "sign", "sgn", "clamp", "clamp_min", "clamp_max", "logical_not"}
@@ -36,23 +34,44 @@ Which of equal values comes first depends on their places.
 FILLS = frozenset(("masked_fill", "where", "scatter"))
 
 
-def may_tie(operation: Draft, depth: int = 16) -> bool:
-    """Return whether values may be equal that come from different indices, other than -inf."""
-    if operation.kind in GENERIC or not depth:
-        return not depth
-    inputs = [may_tie(source, depth - 1) for source in operation.inputs if not _is_lowest(source)]
+def may_tie(operation: Draft, along: frozenset[Dim], depth: int = 16) -> bool:
+    """Return whether values may be equal, other than -inf, that come from different indices.
+
+    Args:
+        operation: what makes the values.
+        along: variables of the dimension of these indices.
+        depth: how far to look.
+    """
+    if not depth:
+        return True
+    if operation.kind == "parameter" or (
+        operation.kind in GENERIC and along <= _variables(operation.dims[GENERIC[operation.kind]])
+    ):
+        return False
+    sources = operation.inputs
+    if operation.kind in FILLS:  # the mask, or the index, is not among the values
+        sources = sources[1:] if operation.kind == "where" else sources[:1]
+    carriers = [source for source in sources if along & _variables(*source.dims)]
+    ties = [may_tie(source, along, depth - 1) for source in carriers]
     if operation.kind in FILLS:
-        written = dict(operation.attributes)
-        numbers = [
-            written[name] for name in ("value", "self", "other") if isinstance(written.get(name), float | int)
-        ]
-        values = inputs[1:] if operation.kind == "where" else inputs[:1]
-        return any(values) or any(number != -inf for number in numbers) or (not numbers and len(inputs) > 2)
-    if operation.kind == "mul":
-        return any(inputs)
+        return any(ties) or not _fills_lowest(operation)
     if operation.kind in ("add", "sub"):
-        return bool(inputs) and all(inputs)
-    return operation.kind not in PASSING or any(inputs[:1])
+        return all(ties)
+    return (operation.kind not in PASSING and operation.kind != "mul") or not ties or any(ties)
+
+
+def _variables(*dims: Dim) -> frozenset[Dim]:
+    return frozenset(leaf for dim in dims for leaf in leaves(dim))
+
+
+def _fills_lowest(operation: Draft) -> bool:
+    """Return whether all that is written where a mask or an index says so is -inf."""
+    written = dict(operation.attributes)
+    numbers = [
+        number for name in ("value", "self", "other") if isinstance(number := written.get(name), float)
+    ]
+    constants = [source for source in operation.inputs if _is_lowest(source)]
+    return len(constants) == 1 or numbers == [-inf]
 
 
 def _is_lowest(operation: Draft) -> bool:
@@ -64,7 +83,7 @@ def places(call: Call, x: Value, at: int) -> Dim | None:
     dim = x.dims[at].root()
     if dim.state in ("fixed", "any"):
         return None
-    if not call.is_float() or x.draft is None or may_tie(x.draft):
+    if not call.is_float() or x.draft is None or may_tie(x.draft, _variables(dim)):
         call.dimensions.lose(dim, f"{call.name} (equal values are told apart by their places)")
         return None
     return dim

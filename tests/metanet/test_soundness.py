@@ -156,9 +156,36 @@ def attention(r: random.Random, p: Parameters, xs: list[Tensor]) -> Tensor:
     return y.transpose(1, 2).flatten(2)
 
 
+def picked(r: random.Random, p: Parameters, xs: list[Tensor]) -> Tensor:
+    """Sort, pick, count or write by value, along units or along positions."""
+    x, dim = xs[-1], r.choice([-1, -2])
+    others = [y for y in xs if y.shape == x.shape]
+    y, k = r.choice(others), min(2, x.shape[dim])
+    places = x.topk(k, dim).indices
+    first = x.argmax(dim)
+    options: list[Callable[[], Tensor]] = [
+        lambda: torch.gather(y, dim, places),
+        lambda: x.topk(k, dim).values,
+        lambda: x.median(dim).values[..., None],
+        lambda: torch.zeros_like(x).scatter(dim, places, x.topk(k, dim).values) + y,
+        lambda: torch.gather(y, dim, x.argsort(dim)),
+        lambda: y.take_along_dim(x.argsort(dim).argsort(dim), dim),
+        lambda: F.one_hot(first, x.shape[dim]).to(x.dtype),
+        lambda: F.embedding(first, p.take(x.shape[dim], 6)),
+        lambda: (first[..., None] == torch.arange(x.shape[dim])).to(x.dtype),
+        lambda: p.take(x.shape[dim], 3)[first] + first[..., None],
+        lambda: y.scatter_add(dim, places, y.narrow(dim, 0, k)),
+        lambda: y.masked_fill(x > 0, 0.0),
+        lambda: y[:, :, ::2],
+        lambda: torch.fft.rfft(x, dim=dim).abs(),
+    ]
+    return r.choice(options)()
+
+
 STEPS: list[Step] = [
     linear, linear, linear, activation, activation, binary, with_parameter, with_constant, swap, regroup,
     regroup, fold_positions, halves, pieces, join, along, norm, convolution, attention,
+    picked, picked,
 ]  # fmt: skip
 
 

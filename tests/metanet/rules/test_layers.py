@@ -167,3 +167,28 @@ def test_modules(name: str) -> None:
     assert [(group.name, group.size) for group in spec.groups] == groups
     assert not spec.lost
     assert verify(spec, model, x).ok
+
+
+@pytest.mark.parametrize(("other", "groups"), [(torch.tanh, ["p.a"]), (lambda h: h.flip(-1), [])])
+def test_both_branches_of_a_condition_are_read(other: Callable[[Tensor], Tensor], groups: list[str]) -> None:
+    def chosen(p: Weights, x: Tensor) -> Tensor:
+        h = F.linear(x, p["a"])
+        h = torch.cond(x.sum() > 0, lambda h: h.relu(), other, (h,))
+        return F.linear(h, p["b"])
+
+    spec = spec_of(Net(chosen, a=(4, 3), b=(2, 4)), image(2, 3))
+    assert [group.name for group in spec.groups] == groups
+    assert not spec.lost
+
+
+def test_a_loop_over_steps_is_unknown_and_named() -> None:
+    def looped(p: Weights, x: Tensor) -> Tensor:
+        h = F.linear(x, p["a"])
+        [h] = torch._higher_order_ops.while_loop(
+            lambda h: h.sum() < 0, lambda h: (F.linear(h, p["c"]) + 1,), (h,)
+        )
+        return F.linear(h, p["b"])
+
+    spec = spec_of(Net(looped, a=(4, 3), c=(4, 4), b=(2, 4)), image(2, 3))
+    assert not spec.groups
+    assert [lost.operation for lost in spec.lost] == ["while_loop"]

@@ -129,6 +129,12 @@ def zeroed(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return p["out"][chosen].sum(1)
 
 
+def doubled(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The largest unit of two copies: rounding alone decides between the copies."""
+    h = F.linear(x, p["a"])
+    return p["out"][torch.cat([h, h], -1).argmax(-1)]
+
+
 EXPERTS = """groups  p.router: 4  p.up: 5 under p.router
              p.router  p.router 3
              p.up      p.router p.up 3
@@ -170,6 +176,13 @@ KNOWN: dict[str, tuple[Net, tuple[Tensor, ...], str]] = {
         """groups
            p.router  4 3
            p.out     4 2""",
+    ),
+    "indices of units that occur twice": (
+        Net(doubled, a=(4, 3), out=(8, 2)),
+        (x23,),
+        """groups
+           p.a    4 3
+           p.out  8 2""",
     ),
     "a codebook": (
         Net(codebook, a=(4, 3), codes=(6, 4), b=(2, 4)),
