@@ -197,8 +197,8 @@ def _sort_out(
         name = name.replace(".modules_to_save.default", "").replace(".base_layer", "")
         if name not in known or known[name].shape != entry.shape:
             raise CheckpointError(
-                f"{location}: tensor {stored!r} of shape {list(entry.shape)} is no part of an adapter, nor is "
-                "there one like it in the model to be replaced"
+                f"{location}: tensor {stored!r} of shape {list(entry.shape)} is no part of an adapter, nor "
+                "is there one like it in the model to be replaced"
             )
         replaced[name] = opened.source, stored
     return parts, replaced
@@ -240,8 +240,8 @@ def _adapter(
     entry = source.entries()[module + ".weight"]
     if (left.shape[0], right.shape[1]) != (entry.shape[0], row_length(entry.shape)):
         raise CheckpointError(
-            f"{location}: the adapter of {module} makes {left.shape[0]} × {right.shape[1]}, the model's tensor "
-            f"is {list(entry.shape)}; the adapter belongs to another model"
+            f"{location}: the adapter of {module} makes {left.shape[0]} × {right.shape[1]}, the model's "
+            f"tensor is {list(entry.shape)}; the adapter belongs to another model"
         )
     magnitude = parts.get("lora_magnitude_vector")
     if magnitude is not None and (embedding or config.get("fan_in_fan_out") or len(entry.shape) != 2):

@@ -16,7 +16,6 @@ from metanet.merging.reference import ModelReference
 from metanet_zoo.merging.card import Provenance, file_hash, model_card, versions
 from metanet_zoo.merging.companions import (
     OTHER_FILES,
-    TOKENIZER_FILES,
     chat_template,
     config_text,
     copied_files,
@@ -29,6 +28,7 @@ from metanet_zoo.merging.model import MergeModel
 from metanet_zoo.merging.plan import Missing, Options, Plan, find_method, make_plan
 from metanet_zoo.merging.shards import Layout, lay_out
 from metanet_zoo.merging.sources import open_model
+from metanet_zoo.merging.tokens import speak_alike
 from metanet_zoo.merging.workspace import Workspace
 from metanet_zoo.safetensors_header import read_stored_header
 
@@ -155,7 +155,8 @@ def merge_checkpoints(
     models = _open_models(recipe, cache, offline)
     try:
         options = Options(seed, missing, allow_nonfinite, compat)
-        models, notes, digest = _align(recipe, models, seed, dry_run=dry_run)
+        spoken = speak_alike(recipe, models)
+        models, notes, digest = _align(recipe, dict(spoken.models), seed, dry_run=dry_run)
         prepared = _prepare(
             recipe,
             models,
@@ -165,8 +166,9 @@ def merge_checkpoints(
             threads,
             max_memory,
             sample=dry_run,
-            notes=notes,
+            notes=(*spoken.notes, *notes),
             alignment=digest,
+            tokenizer=spoken.files,
         )
         report = _report(prepared, target, dry=dry_run)
         if dry_run:
@@ -254,6 +256,7 @@ def _prepare(
     sample: bool,
     notes: tuple[str, ...] = (),
     alignment: str = "",
+    tokenizer: Mapping[str, bytes],
 ) -> _Prepared:
     if max_shard_size < 1:
         raise ValueError(f"found a shard size of {max_shard_size} bytes, expected at least 1")
@@ -265,7 +268,9 @@ def _prepare(
     if target.suffix == ".safetensors":
         max_shard_size = 1 << 62
     layout = lay_out(entries, metadata, max_shard_size)
-    companions = {} if target.suffix == ".safetensors" else _companions(recipe, models, plan, layout)
+    companions: dict[str, str | bytes] = {}
+    if target.suffix != ".safetensors":
+        companions = _companions(recipe, models, plan, layout, tokenizer)
     identity = {
         "models": {
             str(reference): [_identity(file) for file in model.opened.files]
@@ -301,7 +306,11 @@ def _leading(recipe: Recipe, models: Mapping[ModelReference, MergeModel]) -> Mer
 
 
 def _companions(
-    recipe: Recipe, models: Mapping[ModelReference, MergeModel], plan: Plan, layout: Layout
+    recipe: Recipe,
+    models: Mapping[ModelReference, MergeModel],
+    plan: Plan,
+    layout: Layout,
+    tokenizer: Mapping[str, bytes],
 ) -> dict[str, str | bytes]:
     leading = _leading(recipe, models)
     files: dict[str, str | bytes] = {}
@@ -316,12 +325,13 @@ def _companions(
             leading.config, entries, plan.layers, dtypes.pop() if len(dtypes) == 1 else None
         )
     files |= copied_files(leading.folder, OTHER_FILES)
-    tokenizer = copied_files(leading.folder, TOKENIZER_FILES)
+    written = dict(tokenizer)
     if recipe.chat_template is not None:
         folders = [model.folder for model in models.values() if model.folder is not None]
         found = [text for folder in folders if (text := chat_template(folder)) is not None]
-        set_chat_template(tokenizer, recipe.chat_template, found)
-    return files | tokenizer
+        set_chat_template(written, recipe.chat_template, found)
+    files |= written
+    return files
 
 
 def _card(prepared: _Prepared, target: Path, hash_inputs: bool) -> dict[str, str]:
