@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from math import prod
 
-from metanet.axis import axis_size
+from metanet.axis import Perm, atoms, axis_size
 from metanet.skeleton import Operation
 from metanet.spec import WeightSpec
 
@@ -41,6 +41,17 @@ class Dataflow:
         for position, operation in enumerate(self.operations):
             for slot, source in enumerate(operation.inputs):
                 found[source].append((position, slot))
+        return found
+
+    @cached_property
+    def meeting(self) -> dict[str, list[int]]:
+        """For every group, the operations whose results or parameters carry it, in order."""
+        found: dict[str, list[int]] = {group.name: [] for group in self.spec.groups}
+        for position, op in enumerate(self.operations):
+            met = [op.axes, *(self.spec.axes[entry] for _, entry in op.parameters)]
+            carried = [atom for axes in met for axis in axes for atom in atoms(axis)]
+            for name in {atom.group for atom in carried if isinstance(atom, Perm)}:
+                found[name].append(position)
         return found
 
     @cached_property

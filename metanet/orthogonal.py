@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 from metanet.action import Action, Term
 from metanet.axis import Axis, Perm, atoms
@@ -93,7 +94,8 @@ class _Vectors:
         self.flow = flow
         self.spec = flow.spec
         self.group = group
-        self.states: list[_State | None] = []
+        self.states: list[_State | None] = [None] * len(self.spec.operations)
+        self.position = 0
         self.lengths = 0
 
     def action(self) -> Action:
@@ -102,11 +104,18 @@ class _Vectors:
         Raises:
             _Broken: there is none.
         """
-        for op in self.spec.operations:
-            state = self.state(op)
+        due = set(self.flow.meeting[self.group])
+        ahead = sorted(due)
+        while ahead:
+            position = self.position = heappop(ahead)
+            op = self.spec.operations[position]
+            state = self.states[position] = self.state(op)
             if state is None and op.kind not in ("expand", "output") and self.carries(op.axes):
                 raise _Broken
-            self.states.append(state)
+            for reader, _ in self.flow.readers[position] if state is not None else ():
+                if reader not in due:
+                    due.add(reader)
+                    heappush(ahead, reader)
         terms = []
         for entry, axes in self.spec.entries:
             for axis in axes:
@@ -226,7 +235,7 @@ class _Vectors:
     def elementwise(self, op: Operation, inputs: Sequence[_State | None]) -> _State | None:
         vectors = [(slot, state) for slot, state in enumerate(inputs) if state is not None]
         slot, state = vectors[0]
-        moved = {self.flow.forward(len(self.states), s, v.dim) for s, v in vectors}
+        moved = {self.flow.forward(self.position, s, v.dim) for s, v in vectors}
         if op.kind == "rms_norm":
             gains = [self.spec.operations[i] for i in op.inputs[1:]]
             shape = self.flow.shapes[op.inputs[0]]
