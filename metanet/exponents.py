@@ -153,6 +153,7 @@ def _freedoms(
     stiff = any(role == "bias" and entry in rigid for (entry, _), role in roles.items())
     phase = None if stiff else phase_of(network, group.name, roles)
     shifted = {place for place, role in roles.items() if role == "bias"} if phase is not None else set()
+    gains = {p for p, role in roles.items() if role == "out" and len(network.spec.axes[p[0]]) == 1}
     for place, (_, kind) in enumerate(KINDS):
         larger = [other for _, other in KINDS[:place] if kind != "sign" or other != "positive_scale"]
         known = [v for other in (*larger, kind) for v in contained[other]]
@@ -162,7 +163,7 @@ def _freedoms(
             names = ("sign", "even") if phase is not None or not scale else ("sign",)
         elif kind != "linear" and not found.vectors["linear"]:
             names = (kind,)  # type: ignore[assignment]
-        _choose(found, kind, names, spaces[kind], known, roles)
+        _choose(found, kind, names, spaces[kind], known, roles, gains)
         mixed = {place for vector in found.vectors["linear"] for place in vector}
         if kind != "linear":
             found.vectors[kind] = [v for v in found.vectors[kind] if not v.keys() & (mixed | shifted)]
@@ -178,6 +179,7 @@ def _choose(
     space: Sequence[Vector],
     known: Sequence[Vector],
     roles: Mapping[Place, Role],
+    gains: set[Place],
 ) -> None:
     """Split a space of solutions into what is known, what the roles say, and a sparse basis of the rest.
 
@@ -194,14 +196,15 @@ def _choose(
             found.freedoms.append(Freedom(name))
             found.plain[kind].append(vector)
     base = [*known, *found.plain[kind]]
-    written = {place for v in found.of("scale") for place in v if roles[place] != "in"} if binary else set()
-    chosen = sparse([left[i] for i in independent(base, left, binary=binary)], base, written, binary=binary)
-    found.vectors[kind] = [vector if binary else _upright(vector, roles) for vector in chosen]
+    avoided = gains & {place for vector in found.of("scale") for place in vector} if binary else set()
+    chosen = sparse([left[i] for i in independent(base, left, binary=binary)], base, avoided, binary=binary)
+    found.vectors[kind] = [vector if binary else _upright(vector, roles, gains) for vector in chosen]
 
 
-def _upright(vector: Vector, roles: Mapping[Place, Role]) -> Vector:
-    """Return a vector or its negative, so that rows rather than readers have positive powers."""
-    written = sum(power for place, power in vector.items() if roles[place] != "in")
+def _upright(vector: Vector, roles: Mapping[Place, Role], gains: set[Place]) -> Vector:
+    """Return a vector or its negative, so that gains and rows rather than readers have positive powers."""
+    written = sum(power for place, power in vector.items() if place in gains)
+    written = written or sum(power for place, power in vector.items() if roles[place] != "in")
     return {place: -power for place, power in vector.items()} if written < 0 else vector
 
 

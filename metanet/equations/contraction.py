@@ -176,3 +176,14 @@ def conv(step: Step) -> Carrier:
 def conv_transpose(step: Step) -> Carrier:
     """The same, with columns first."""
     return _convolution(step, transposed=True)
+
+
+@equation("grouped_mm")
+def grouped_mm(step: Step) -> list[Row]:
+    """Blocks of rows times a matrix of each block's expert: experts themselves have no exponents."""
+    if len(step.inputs) != 3 or step.parameters:
+        raise Unfit
+    x, weight, ends = step.inputs
+    visible(x, weight, ends)
+    step.pin(x.rows[0], weight.rows[0], ends.forms)
+    return step.contract([("si", x.rows), ("eio", weight.rows)], ["s", "o"])
