@@ -140,8 +140,14 @@ def weight_matching(
     parts: list[_Part] = []
     for component in components_of(spec, fixed, entries):
         held = [group.name for group in spec.groups if group.name not in component.groups]
-        pair = Pair(spec, a, b, fixed=held, entries=component.entries & set(entries))
-        part = _match_pair(pair, starts, generator, flips=flips, max_sweeps=max_sweeps)
+        # The pair is handed over and not kept: its tensors are gone before the next component's are read.
+        part = _match_pair(
+            Pair(spec, a, b, fixed=held, entries=component.entries & set(entries)),
+            starts,
+            generator,
+            flips=flips,
+            max_sweeps=max_sweeps,
+        )
         element = part.best.element @ element
         parts.append(part)
         if progress is not None:

@@ -14,11 +14,14 @@ from metanet.matching.starts import Start
 from metanet.matching.weights import DEFAULT_STARTS, weight_matching
 from metanet.spec import WeightSpec
 from metanet_zoo.errors import CheckpointError
+from metanet_zoo.matching.memory import release_memory
 from metanet_zoo.matching.source_tensors import SourceTensors
 from metanet_zoo.merging.sources import TensorSource
 
 MAX_MEMORY = 1 << 30
 MIN_GAIN = 0.01
+RELEASED_VALUES = 1_000_000
+"""Components of more values have their memory returned to the system when they are done."""
 Progress = Callable[[int, int], None]
 """Called with the values compared so far and in all."""
 
@@ -125,6 +128,8 @@ def align_sources(
     def tell(values: int) -> None:
         nonlocal done
         done += values
+        if values > RELEASED_VALUES:
+            release_memory()
         if progress is not None:
             progress(done, total)
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from metanet.group import GroupElement
 from metanet.merging.layers import Layers, find_layers
 from metanet.precision import double, float64
+from metanet_zoo.matching.memory import release_memory
 from metanet_zoo.matching.source_tensors import SourceTensors, aligned_source
 from metanet_zoo.merging.sources import TensorSource
 from metanet_zoo.safetensors_file import DTYPES
@@ -81,7 +82,12 @@ def prove(
     if found.kind == "sequential":
         assert found.model is not None
         error = _difference(
-            found.model, (found.inputs, {}), _whole(source, {}), _whole(after, {}), seed=seed, wide=True
+            deepcopy(found.model),
+            (found.inputs, {}),
+            _whole(source, {}),
+            _whole(after, {}),
+            seed=seed,
+            wide=True,
         )
         return _judged(error, TOLERANCE, "the sequential network in float64 on random inputs")
     if found.config is None:
@@ -129,6 +135,7 @@ def _layer_by_layer(
         ids = torch.randint(ROWS, (2, 16), generator=generator)
         inputs = {"input_ids": ids} if "input_ids" in built.inputs else dict(built.inputs)
         before, moved = (_cut(which, chosen, built.model) for which in (source, after))
+        release_memory()
         worst = max(worst, _difference(built.model, ((), inputs), before, moved, seed=seed, wide=False))
     what = f"{layers.count} layers one by one, in float32, embedding and head cut to {ROWS} rows"
     return _judged(worst, LAYER_TOLERANCE, what)
@@ -219,7 +226,10 @@ def _difference(
     seed: int,
     wide: bool,
 ) -> float:
-    """Return the largest difference of an output between two loads, over that output's root mean square."""
+    """Return the largest difference of an output between two loads, over that output's root mean square.
+
+    The model's weights and precision are left changed.
+    """
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.float64 if wide else torch.float32
     args, kwargs = tree_map_only(
@@ -227,8 +237,7 @@ def _difference(
         lambda t: torch.randn(t.shape, generator=generator, dtype=dtype) if t.is_floating_point() else t,
         inputs,
     )
-    network = deepcopy(model)
-    network = (double(network) if wide else network.float()).eval().requires_grad_(False)
+    network = (double(model) if wide else model.float()).eval().requires_grad_(False)
     outputs = []
     for load in (before, after):
         load(network)
