@@ -232,6 +232,7 @@ class _Network:
         kwargs: Mapping[str, Any],
     ) -> None:
         self.model = double(_materialised(deepcopy(model)).cpu()).requires_grad_(False)
+        self.model.train()  # where modules forget what they computed from parameters that now change
         self.arguments = tree_map_only(
             Tensor, lambda tensor: _generic_input(tensor, generator), (args, dict(kwargs))
         )
@@ -344,7 +345,7 @@ def _generic(
     if positive or (not parameter and tensor.numel() > 0 and bool((tensor > 0).all())):
         return uniform * 1.5 + 0.5
     if tensor.ndim >= 2:
-        fan_in = max(tensor[0].numel(), 1)
+        fan_in = max(tensor[:1].numel(), 1)
         return (uniform * 2 - 1) * float((6 / fan_in) ** 0.5)
     negative = torch.randint(2, tensor.shape, generator=generator).bool()
     return torch.where(negative, -1.0, 1.0) * (uniform * 0.6 + 0.2)

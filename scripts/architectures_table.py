@@ -47,7 +47,7 @@ PREFACE = """\
 Written by `python scripts/architectures_table.py`. Models of `transformers` and plain modules at small random
 configurations; failures count in the total. *Error*: worst relative change of an output under random elements
 of every kind, in float64 on generic values. *Control*: least change when one tensor of a group is left out.
-*Lost*: what operations cost, with the number of entries."""
+*Lost*: what operations cost, with the number of entries. Seconds are of processor time."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Row:
     Args:
         family: name.
         group: heading.
-        stage: ``build``, ``export``, ``derive``, ``verify`` (what failed), or ``done``.
+        stage: ``build``, ``export``, ``derive``, ``verify`` (what failed), ``done``, or ``run`` (not yet).
         reason: of the failure.
         parameters: number of values in the state dict.
         operations: of the skeleton.
@@ -71,8 +71,8 @@ class Row:
         errors: by kind.
         control: least change of outputs that leaving one tensor out causes.
         dead: groups that the outputs do not tell apart.
-        derive_seconds: with export.
-        verify_seconds: of the numerical proof.
+        derive_seconds: of processor time, with export; None if it was not measured alone.
+        verify_seconds: the same for the numerical proof.
     """
 
     family: str
@@ -91,8 +91,8 @@ class Row:
     errors: dict[str, float] = field(default_factory=dict)
     control: float | None = None
     dead: list[str] = field(default_factory=list)
-    derive_seconds: float = 0.0
-    verify_seconds: float = 0.0
+    derive_seconds: float | None = 0.0
+    verify_seconds: float | None = 0.0
 
     @property
     def missing(self) -> list[str]:
@@ -116,18 +116,18 @@ class TooSlow(BaseException):
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Interrupt the body after some seconds."""
+    """Interrupt the body after some seconds of processor time."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooSlow(f"longer than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def measured(family: Family, limit: int, draws: int) -> Row:
@@ -137,16 +137,16 @@ def measured(family: Family, limit: int, draws: int) -> Row:
         with limited(limit), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, args, kwargs = family.build()
-            row.stage, start = "export", time.perf_counter()
+            row.stage, start = "export", time.process_time()
             spec = spec_of(model, *args, **kwargs)
-            row.derive_seconds = time.perf_counter() - start
+            row.derive_seconds = time.process_time() - start
             row.parameters, row.entries, row.groups = spec.num_parameters, len(spec), len(spec.groups)
             row.operations, row.bits = len(spec.operations), spec.log2_size()
             row.dimension, row.phase_rank = spec.dimension(), spec.phase_rank()
             row.lost = [(lost.operation, len(lost.entries), lost.reason) for lost in spec.lost]
-            row.stage, start = "verify", time.perf_counter()
+            row.stage, start = "verify", time.process_time()
             proof = verify(spec, model, *args, draws=draws, **kwargs)
-            row.verify_seconds = time.perf_counter() - start
+            row.verify_seconds = time.process_time() - start
             row.stage, row.error, row.errors = "done", proof.max_error, dict(proof.errors)
             row.control, row.dead = min(proof.controls.values(), default=None), list(proof.dead)
     except (Exception, TooSlow) as error:
@@ -213,7 +213,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def _line(row: Row) -> str:
     if row.stage not in ("verify", "done"):
-        return f"| {row.family} | | | | | | | **{row.stage} failed** | | {_cell(row.reason, 160)} | | |"
+        verdict = "not run" if row.stage == "run" else f"{row.stage} failed"
+        return f"| {row.family} | | | | | | | **{verdict}** | | {_cell(row.reason, 160)} | | |"
     error = f"**verify failed**: {_cell(row.reason, 80)}" if row.error is None else f"{row.error:.1e}"
     error = f"**{error}**" if row.unsound else error
     control = "" if row.control is None else f"{row.control:.0e}"
@@ -221,7 +222,7 @@ def _line(row: Row) -> str:
     lost = ", ".join(f"`{_cell(name, 40)}` {count}" for name, count, _ in row.lost[:4])
     lost += f" and {len(row.lost) - 4} more" if len(row.lost) > 4 else ""
     numbers = [row.operations, row.entries, row.groups, f"{row.bits:.0f}", row.dimension, row.phase_rank]
-    seconds = [f"{row.derive_seconds:.1f}", f"{row.verify_seconds:.1f}"]
+    seconds = ["" if s is None else f"{s:.1f}" for s in (row.derive_seconds, row.verify_seconds)]
     return "| " + " | ".join(map(str, [row.family, *numbers, error, control, lost, *seconds])) + " |"
 
 
@@ -237,7 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--only", help="regular expression of the families (or headings) to run")
     parser.add_argument("--resume", action="store_true", help="run the families that have no result")
-    parser.add_argument("--limit", type=int, default=120, help="seconds a family may take")
+    parser.add_argument("--limit", type=int, default=120, help="seconds of processor time a family may take")
     parser.add_argument("--draws", type=int, default=3, help="elements of each kind")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
@@ -264,8 +265,10 @@ def main() -> None:
                 lost = "; ".join(f"{name} {count} ({reason})" for name, count, reason in row.lost)
                 progress.console.print(f"{family.name}: {row.stage}: {verdict} {lost}", markup=False)
             progress.advance(task)
-    ordered = [rows[name] for name in FAMILIES if name in rows]
-    write(lines, ordered)
+    write(lines, [rows[name] for name in FAMILIES if name in rows])
+    ordered = [
+        rows.get(name, Row(name, family.group, "run", "not yet run")) for name, family in FAMILIES.items()
+    ]
     (options.results / "architectures.md").write_text(table(ordered))
     print("\n".join(summary(ordered)))
 

@@ -43,6 +43,19 @@ BINARY = (
 )
 """Elementwise functions of two tensors, or of a tensor and a number."""
 
+ALIASES = {
+    **{"multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "arctan2": "atan2"},
+    **{"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne"},
+    **{"max": "maximum", "min": "minimum"},
+}
+"""Further names of elementwise functions of two tensors, and what they are called here."""
+
+UNARY_ALIASES = {
+    **{"absolute": "abs", "negative": "neg", "clip": "clamp", "fix": "trunc", "special_expit": "sigmoid"},
+    **{f"arc{name}": f"a{name}" for name in ("cos", "cosh", "sin", "sinh", "tan", "tanh")},
+}
+"""The same for functions of one tensor."""
+
 COMMUTATIVE = ("add", "mul", "maximum", "minimum", "eq", "ne", "hypot")
 
 UNCHANGED = (
@@ -57,6 +70,7 @@ def unary(call: Call) -> Value:
     """Keep the dimensions of the one argument."""
     _, _, name = call.name.rpartition("aten.")
     kind = name.split(".")[0]
+    kind = UNARY_ALIASES.get(kind, kind)
     x = next(value for _, value in call.values())
     return call.result(kind, x.dims, attributes=UNARY.get(kind, ()))
 
@@ -64,7 +78,7 @@ def unary(call: Call) -> Value:
 def binary(call: Call) -> Value:
     """Unify the dimensions of two tensors; a number, or a constant that is one, becomes an attribute."""
     kind = call.name.removeprefix("aten.").split(".")[0].strip("_")
-    kind = {"max": "maximum", "min": "minimum"}.get(kind, kind)
+    kind = ALIASES.get(kind, kind)
     values = [value for _, value in call.values()]
     dims = call.broadcast(_labelled(call, kind, values))
     extra: dict[str, Attribute] = {}
@@ -117,6 +131,8 @@ def unchanged(call: Call) -> Value:
     source = call.node.args[0]
     assert isinstance(source, fx.Node)
     before, after = source.meta["val"].dtype, call.node.meta["val"].dtype
+    if before != after and x.constant is not None:
+        return Value(x.dims, constant=x.constant.to(after))
     if after.is_floating_point or before == after:
         return x
     result = call.result("cast", x.dims, inputs=[x], extra={"dtype": str(after).removeprefix("torch.")})
@@ -128,9 +144,9 @@ def unchanged(call: Call) -> Value:
 
 
 def _register() -> None:
-    for name in UNARY:
+    for name in (*UNARY, *UNARY_ALIASES):
         RULES[f"aten.{name}.default"] = RuleEntry(unary, stacked=True)
-    for name in (*BINARY, "rsub"):
+    for name in (*BINARY, "rsub", *(alias for alias in ALIASES if alias not in ("max", "min"))):
         for overload in (
             "Tensor",
             "Scalar",

@@ -218,3 +218,42 @@ def test_bad_arguments(name: str) -> None:
     act, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         act()
+
+
+class Remembering(nn.Module):
+    """Keeps a table that it made of its parameters, as LeViT does with its position biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.bias = nn.Parameter(torch.randn(6))
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Remembering:
+        super().train(mode)
+        if mode:
+            self.cache = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias * 2
+        self.last = self.cache["bias"]
+        y: Tensor = self.second(torch.relu(self.first(x) + self.last))
+        return y
+
+
+def test_what_a_module_computed_from_its_parameters_is_forgotten() -> None:
+    model, x = Remembering(), torch.randn(4, 3)
+    spec = spec_of(model, x)
+    assert [group.size for group in spec.groups] == [6]
+    verification = verify(spec, model, x)
+    assert verification.ok, str(verification)
+    assert not model.cache
+    assert not hasattr(model, "last")
+    with torch.no_grad():
+        model(x)
+    kept = model.cache["bias"]
+    assert verify(spec, model, x).errors["permutation"] < 1e-12
+    assert model.cache["bias"] is kept
+    assert model.last is kept

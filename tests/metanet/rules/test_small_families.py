@@ -129,3 +129,24 @@ def test_orthogonal_weights_of_reflections_are_fixed() -> None:
     assert not spec.lost
     assert not spec.groups, str(spec)
     assert verify(spec, model, X).ok
+
+
+def of_another_type(p: Any, x: Tensor) -> Tensor:
+    mask = torch.zeros(5, dtype=torch.bool).type_as(p.a)
+    y: Tensor = torch.multiply(torch.tanh(x @ p.a), 1 - mask) @ p.b
+    return y
+
+
+def test_constants_change_their_type_with_their_values() -> None:
+    model = Read(of_another_type, {"a": (3, 5), "b": (5, 2)})
+    spec = spec_of(model, X)
+    assert not spec.lost
+    assert [group.size for group in spec.groups] == [5]
+    assert [freedom.kind for freedom in spec.groups[0].freedoms] == ["sign"]
+    assert verify(spec, model, X).ok
+
+
+def test_an_entry_without_values_has_a_spec_and_a_proof() -> None:
+    model = Read(lambda p, x: torch.cat([x @ p.a, x @ p.empty], 1), {"a": (3, 5), "empty": (3, 0)})
+    model.p["none"] = nn.Parameter(torch.randn(0, 3))
+    assert verify(spec_of(model, X), model, X).ok
