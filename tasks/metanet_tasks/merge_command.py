@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metanet_zoo.merging.run import MergeReport
+    from metanet_zoo.merging.report import MergeReport
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -183,7 +183,7 @@ def _recipe_of_models(options: argparse.Namespace, sources: list[str]) -> dict[s
 
 
 def _takes_weight(method: str) -> bool:
-    from metanet_zoo.merging.plan import find_method
+    from metanet_zoo.merging.checks import find_method
 
     return "weight" in find_method(method).parameters
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from metanet_zoo.image_set import ImageSet as ImageSet
     from metanet_zoo.images import open_images as open_images
     from metanet_zoo.manifest import ZooError as ZooError
-    from metanet_zoo.merging.run import MergeReport as MergeReport
+    from metanet_zoo.merging.report import MergeReport as MergeReport
     from metanet_zoo.merging.run import merge_checkpoints as merge_checkpoints
     from metanet_zoo.saving import save_checkpoint as save_checkpoint
     from metanet_zoo.spec_source import find_spec as find_spec
@@ -29,7 +29,7 @@ _EXPORTS = {
     "CheckpointError": "errors",
     "ImageError": "image_set",
     "ImageSet": "image_set",
-    "MergeReport": "merging.run",
+    "MergeReport": "merging.report",
     "Siren": "architectures",
     "Zoo": "store",
     "ZooError": "manifest",

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from metanet.merging.recipe import RecipeError
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.merging import workspace
-from metanet_zoo.merging.run import MergeReport, merge_checkpoints
+from metanet_zoo.merging.report import MergeReport
+from metanet_zoo.merging.run import merge_checkpoints
 
 LAYERS = 3
 CONFIG = {
@@ -183,6 +184,45 @@ def test_slices_stack_layers(models: dict[str, Path], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 4
     recipe["slices"][0]["sources"][0]["layer_range"] = [0, 9]  # type: ignore[index]
     with pytest.raises(RecipeError, match="reaches beyond its 3 layers"):
+        merge_checkpoints(recipe, tmp_path / "other")
+
+
+def test_parts_have_recipes_of_their_own(tmp_path: Path) -> None:
+    models = {}
+    for seed, name in enumerate("ab"):
+        tensors = {
+            f"{part}.layers.{i}.w": torch.randn(3, 2, generator=torch.Generator().manual_seed(10 * seed + i))
+            for part in ("vision_tower", "language_model")
+            for i in range(2)
+        }
+        models[name] = write_model(tmp_path / name, tensors, config=None)
+    a, b = str(models["a"]), str(models["b"])
+
+    def part(weight: Any) -> dict[str, Any]:
+        return {
+            "models": [
+                {"model": a, "parameters": {"weight": weight}},
+                {"model": b, "parameters": {"weight": 1}},
+            ]
+        }
+
+    recipe: dict[str, Any] = {
+        "merge_method": "linear",
+        "modules": {"vision_tower": part(0), "text_decoder": part([0, 1])},
+    }
+    merge_checkpoints(recipe, tmp_path / "out")
+    merged, first, second = (read_model(path) for path in (tmp_path / "out", models["a"], models["b"]))
+    for name, share in [
+        ("vision_tower.layers.1.w", 0.0),
+        ("language_model.layers.0.w", 0.0),
+        ("language_model.layers.1.w", 0.5),
+    ]:
+        torch.testing.assert_close(merged[name], share * first[name] + (1 - share) * second[name])
+    del recipe["modules"]["vision_tower"]
+    with pytest.raises(RecipeError, match=r"2 tensors belong to none of text_decoder, such as 'vision_tower"):
+        merge_checkpoints(recipe, tmp_path / "other")
+    recipe["modules"]["vision_towr"] = part(0)
+    with pytest.raises(RecipeError, match="no tensor belongs to 'vision_towr'; did you mean 'vision_tower'"):
         merge_checkpoints(recipe, tmp_path / "other")
 
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from metanet.merging.floats import FLOAT_DTYPES
-from metanet.merging.layers import Layers, layer_depth
-from metanet.merging.method import METHODS, Method
+from metanet.merging.layers import Layers, find_layers, layer_depth
+from metanet.merging.method import Method
 from metanet.merging.recipe import Recipe, RecipeError, Slice, nearest
 from metanet.merging.recipe import Source as RecipeSource
 from metanet.merging.reference import ModelReference
-from metanet.merging.setting import Setting, evaluate
+from metanet.merging.setting import evaluate
 from metanet.merging.stretch import Settings, Value
 from metanet.merging.tensor import TensorTask
 from metanet_zoo.errors import CheckpointError
+from metanet_zoo.merging.checks import check_parameters, check_range, check_shapes, find_method
 from metanet_zoo.merging.model import MergeModel
 from metanet_zoo.merging.sources import Entry, TensorSource
 
 Missing = Literal["refuse", "drop", "keep"]
 COUNTER = "num_batches_tracked"
+MODULE_NAMES = {
+    "text_decoder": ("text_decoder", "language_model", "lm_head"),
+    "vision_tower": ("vision_tower",),
+    "multi_modal_projector": ("multi_modal_projector",),
+}
+"""Parts as recipes name them -> beginnings of their tensors' names; other parts go by their own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,49 +100,61 @@ def make_plan(recipe: Recipe, models: Mapping[ModelReference, MergeModel], optio
         CheckpointError: tensors are missing or differ in shape.
     """
     method = find_method(recipe.method)
-    _check_parameters(method, recipe)
-    planner = _Planner(recipe, method, models, options)
-    jobs = tuple(planner.from_slices() if recipe.slices else planner.from_models())
+    check_parameters(method, recipe)
+    notes: list[str] = []
+    if recipe.modules:
+        jobs = tuple(_module_jobs(recipe, method, models, options, notes))
+    else:
+        planner = _Planner(recipe, method, models, options, notes)
+        jobs = tuple(planner.from_slices() if recipe.slices else planner.from_models())
     if not jobs:
         raise CheckpointError("the models have no tensor in common; nothing to merge")
     layers = sum(_length(piece) for piece in recipe.slices) or None
-    return Plan(jobs, layers, tuple(planner.notes))
+    return Plan(jobs, layers, tuple(notes))
 
 
-def find_method(name: str) -> Method:
-    """Return a merge method.
+def _module_jobs(
+    recipe: Recipe,
+    method: Method,
+    models: Mapping[ModelReference, MergeModel],
+    options: Options,
+    notes: list[str],
+) -> Iterator[Job]:
+    """Jobs for a model of several parts, each with a recipe of its own."""
+    names = {name for model in models.values() for name in model.source.entries()}
+    left = set(names)
+    for module, part in recipe.modules.items():
+        if part.slices:
+            raise RecipeError(f"modules.{module}: slices of a part are not supported; list its models")
+        check_parameters(method, part)
+        own = {name for name in names if name.startswith(module_prefixes(module))}
+        if not own:
+            tops = {".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)}
+            raise RecipeError(f"modules: no tensor belongs to {module!r}; {nearest(module, tops)}")
+        left -= own
+        inner = dataclasses.replace(part, dtype=recipe.dtype, out_dtype=recipe.out_dtype)
+        yield from _Planner(inner, method, models, options, notes).from_models(own)
+    if left:
+        raise RecipeError(
+            f"modules: {len(left)} tensors belong to none of {', '.join(recipe.modules)}, such as "
+            f"{min(left)!r}; name their part too"
+        )
 
-    Raises:
-        RecipeError: there is none of this name.
+
+def module_prefixes(module: str) -> tuple[str, ...]:
+    """Return how the names of a part's tensors begin.
+
+    Example:
+        >>> module_prefixes("vision_tower")
+        ('vision_tower.', 'model.vision_tower.')
     """
-    import metanet.merging.methods  # noqa: F401  # registers them
-
-    if name not in METHODS:
-        raise RecipeError(f"there is no merge method {name!r}; {nearest(name, METHODS)}")
-    return METHODS[name]
+    names = MODULE_NAMES.get(module, (module,))
+    return tuple(prefix + name + "." for name in names for prefix in ("", "model."))
 
 
 def _length(piece: Slice) -> int:
     layers = piece.sources[0].layers
     return layers[1] - layers[0] if layers else 0
-
-
-def _check_parameters(method: Method, recipe: Recipe) -> None:
-    places: list[tuple[str, Mapping[str, Setting], bool]] = [("parameters", recipe.parameters, True)]
-    for i, source in enumerate(recipe.models):
-        places.append((f"models[{i}].parameters", source.parameters, False))
-    for i, piece in enumerate(recipe.slices):
-        places.append((f"slices[{i}].parameters", piece.parameters, True))
-        for j, source in enumerate(piece.sources):
-            places.append((f"slices[{i}].sources[{j}].parameters", source.parameters, False))
-    for where, parameters, shared in places:
-        for name in parameters:
-            if name not in method.parameters:
-                raise RecipeError(
-                    f"{where}: {method.name} has no parameter {name!r}; {nearest(name, method.parameters)}"
-                )
-            if not shared and not method.parameters[name].per_model:
-                raise RecipeError(f"{where}: {name} is one for the whole merge; set it under parameters")
 
 
 class _Planner:
@@ -144,20 +164,24 @@ class _Planner:
         method: Method,
         models: Mapping[ModelReference, MergeModel],
         options: Options,
+        notes: list[str],
     ) -> None:
         self.recipe, self.method, self.models, self.options = recipe, method, models, options
-        self.notes: list[str] = []
+        self.notes = notes
 
-    def from_models(self) -> Iterator[Job]:
-        """Jobs for models merged tensor by tensor of the same name."""
+    def from_models(self, only: Collection[str] | None = None) -> Iterator[Job]:
+        """Jobs for models merged tensor by tensor of the same name, or for some of these names."""
         base = self.recipe.base if self.method.base != "unused" else None
         sources = [source for source in self.recipe.models if source.model != base]
         self._check_count(len(sources), base)
         first = self.models[base or sources[0].model]
-        layers = first.layers
         names = dict.fromkeys(first.source.entries())
         for source in sources:
             names.update(dict.fromkeys(self.models[source.model].source.entries()))
+        layers = first.layers
+        if only is not None:
+            names = {name: None for name in names if name in only}
+            layers = find_layers(names)
         for name in names:
             depth = layers.depth(name) if layers else None
             job = self._job(name, [(source, name) for source in sources], base, name, depth, None)
@@ -279,7 +303,7 @@ class _Planner:
         if not kept:
             return None
         present = [found for found in inputs if found is not None]
-        _check_shapes(name, present)
+        check_shapes(name, [(found.model, found.entry) for found in present])
         return self._make(name, [source for source, _ in kept], present, base is not None, depth, piece)
 
     def _make(
@@ -363,28 +387,10 @@ class _Planner:
                 if value is None:
                     of = f" of {source.model}" if source else ""
                     raise RecipeError(f"{self.method.name} needs {parameter}{of} for {name}; set it")
-                _check_range(parameter, value, described.low, described.high)
+                check_range(parameter, value, described.low, described.high)
                 (shared if i is None else each[i])[parameter] = value
         return Settings(shared, tuple(each))
 
 
 def _swap(name: str, old: Layers, new: Layers) -> str:
     return new.prefix + name[len(old.prefix) :]
-
-
-def _check_shapes(name: str, inputs: Sequence[Input]) -> None:
-    shapes = {found.entry.shape for found in inputs}
-    if len(shapes) == 1:
-        return
-    listed = "; ".join(f"{list(found.entry.shape)} in {found.model}" for found in inputs)
-    hint = "models must have the same architecture"
-    if len({shape[1:] for shape in shapes}) == 1 and any(
-        word in name for word in ("embed", "lm_head", "wte", "output")
-    ):
-        hint = "the vocabularies differ; set tokenizer_source: union (or base) to bring them together"
-    raise CheckpointError(f"tensor {name!r} has shape {listed}; {hint}")
-
-
-def _check_range(name: str, value: Value, low: float | None, high: float | None) -> None:
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise RecipeError(f"{name}: found {value}, expected a number from {low} to {high}")

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from metanet.merging.recipe import Recipe, load_recipe, parse_recipe
 from metanet.merging.reference import ModelReference
 from metanet_zoo.merging.card import Provenance, file_hash, model_card, versions
+from metanet_zoo.merging.checks import find_method
 from metanet_zoo.merging.companions import (
     OTHER_FILES,
     chat_template,
@@ -25,7 +26,8 @@ from metanet_zoo.merging.engine import run_jobs
 from metanet_zoo.merging.estimate import Estimate, estimate_merge, fitting_threads
 from metanet_zoo.merging.lora import add_adapter
 from metanet_zoo.merging.model import MergeModel
-from metanet_zoo.merging.plan import Missing, Options, Plan, find_method, make_plan
+from metanet_zoo.merging.plan import Missing, Options, Plan, make_plan
+from metanet_zoo.merging.report import MergeReport
 from metanet_zoo.merging.shards import Layout, lay_out
 from metanet_zoo.merging.sources import open_model
 from metanet_zoo.merging.tokens import speak_alike
@@ -37,47 +39,6 @@ METADATA_KEY = "metanet_merge"
 """Under which every file of an output has the recipe and the versions, as JSON."""
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, the bytes done so far and the bytes in all."""
-
-
-@dataclass(frozen=True, slots=True)
-class MergeReport:
-    """What a merge did, or would do.
-
-    Attributes:
-        out: the output.
-        method: name of the method.
-        models: the models' names, the base first.
-        tensors: number of tensors.
-        parameters: number of values.
-        files: name -> bytes.
-        dtype: safetensors names of the output's dtypes.
-        seconds: time taken; of a dry run, the estimate.
-        memory: estimate of the peak of anonymous memory, in bytes.
-        threads: number of threads.
-        resumed: number of tensors taken over from an interrupted run.
-        nonfinite: tensors that hold NaN or infinities.
-        notes: what the user should know, one sentence each.
-        dry: whether nothing was written.
-    """
-
-    out: str
-    method: str
-    models: tuple[str, ...]
-    tensors: int
-    parameters: int
-    files: Mapping[str, int]
-    dtype: tuple[str, ...]
-    seconds: float
-    memory: int
-    threads: int
-    resumed: int = 0
-    nonfinite: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    dry: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {name: _plain(getattr(self, name)) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,9 +376,3 @@ def _report(prepared: _Prepared, target: Path, *, dry: bool) -> MergeReport:
         ),
         dry=dry,
     )
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
