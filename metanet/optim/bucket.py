@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -64,46 +64,64 @@ class Bucket:
         self._state: dict[str, Tensor] | None = None
 
     def items(
-        self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]]
-    ) -> list[tuple[list[Tensor], Item]]:
-        """Return what the rule sees of the parameters that have a gradient, all at once where possible.
+        self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]], *, finite: bool = False
+    ) -> Iterator[tuple[list[Tensor], Item]]:
+        """Yield what the rule sees of the parameters that have a gradient, all at once where possible.
 
         A gradient that is not finite is taken for zero, so that one bad step cannot spoil the state.
+
+        Args:
+            rule: the update rule.
+            states: of the optimizer, by parameter.
+            finite: all gradients are known to be finite.
         """
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         if not present:
-            return []
+            return
         stacked = self._stacked(rule, states)
         counts = {int(states[self.parameters[i]]["count"]) for i in present}
         if len(present) == len(self.parameters) and len(counts) == 1:
-            return [self._item(states, stacked, present)]
-        return [
-            self._item(states, {name: s[:, i : i + 1] for name, s in stacked.items()}, [i]) for i in present
-        ]
+            yield self._item(states, stacked, present, finite=finite)
+            return
+        for i in present:
+            alone = {name: s[:, i : i + 1] for name, s in stacked.items()}
+            yield self._item(states, alone, [i], finite=finite)
 
     def _item(
         self,
         states: MutableMapping[Tensor, dict[str, Any]],
         state: Mapping[str, Tensor],
         members: Sequence[int],
+        *,
+        finite: bool,
     ) -> tuple[list[Tensor], Item]:
         chosen = [self.parameters[i] for i in members]
-        gradients = self._gather([_gradient(p) for p in chosen])
-        whole = gradients.isfinite().flatten(1).all(1).reshape(-1, *(1,) * len(self.shape))
-        gradients = gradients.nan_to_num(0.0, 0.0, 0.0) * whole
+        gradients = self._gather([gradient_of(p) for p in chosen])
+        if not finite:
+            norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
+            whole = norms.isfinite().reshape(-1, *(1,) * len(self.shape))
+            gradients = gradients.where(whole, 0.0)
         count = int(states[chosen[0]]["count"]) + 1
         for parameter in chosen:
             states[parameter]["count"] = count
         return chosen, Item(self.role, self._gather(chosen), gradients, state, count, self.entry)
 
-    def move(self, parameters: Sequence[Tensor], changes: Tensor) -> None:
-        """Subtract ``[K, *shape]`` changes; in a narrow type the difference is rounded once."""
-        for parameter, change in zip(parameters, changes, strict=True):
-            shaped = change.reshape(parameter.shape)
-            if parameter.dtype == change.dtype:
-                parameter.sub_(shaped)
-            else:
-                parameter.copy_(parameter.to(change.dtype) - shaped)
+    def move(self, parameters: Sequence[Tensor], moved: Tensor, rate: float, decay: float) -> None:
+        """Subtract ``rate * (moved + decay * parameter)``; in a narrow type the result is rounded once.
+
+        Args:
+            parameters: K of the bucket's.
+            moved: ``[K, *shape]`` directions.
+            rate: step size.
+            decay: decoupled weight decay.
+        """
+        for parameter, direction in zip(parameters, moved, strict=True):
+            wide = parameter if parameter.dtype == moved.dtype else parameter.to(moved.dtype)
+            if decay:
+                wide.mul_(1 - rate * decay)
+            wide.sub_(direction.reshape(parameter.shape), alpha=rate)
+            if wide is not parameter:
+                parameter.copy_(wide)
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         rows = [t.detach().reshape(self.shape) for t in tensors]
@@ -128,7 +146,8 @@ class Bucket:
         return self._state
 
 
-def _gradient(parameter: Tensor) -> Tensor:
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return the dense gradient of a parameter that has one."""
     gradient = parameter.grad
     assert gradient is not None
     if gradient.is_sparse:

@@ -1,8 +1,9 @@
 """Links between tensors: the units that they share, as a spec says it.
 
-A message goes from every tensor to the units of its axes (the mean over all other axes) and from the units
-to every tensor that carries them. Rows, columns and vectors meet a unit in ways of their own; that is all
-that is told apart, so one set of weights fits every architecture.
+Every tensor meets units on its sides: a matrix on its rows (the first dimension) and its columns (all later
+ones), anything else on its only side. A message goes from the sides to the units and from the units back to
+every side that carries them. Rows, columns and vectors have weights of their own; that is all that is told
+apart, so one set of weights fits every architecture.
 """
 
 from __future__ import annotations
@@ -12,13 +13,22 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from metanet.axis import Perm
+from metanet.axis import Axis, Perm, bound_to
 from metanet.blocks import Block, entry_blocks, join, split
 from metanet.spec import WeightSpec
 
 Side: TypeAlias = Literal["row", "column", "vector"]
 SIDES: tuple[Side, ...] = ("row", "column", "vector")
 """How a tensor meets a unit: on its first dimension, on a later one, or as the only one it has."""
+
+
+def sides_of(rank: int) -> tuple[Side, ...]:
+    """Return the sides of tensors that a rule sees with 1 (vector) or 2 (matrix) dimensions."""
+    return ("row", "column") if rank == 2 else ("vector",)
+
+
+Unit: TypeAlias = tuple[tuple[str, ...], tuple[int, ...]]
+"""A group behind its ancestors, and the dimensions of a block on which they are."""
 
 
 class Links:
@@ -30,18 +40,23 @@ class Links:
 
     def __init__(self, spec: WeightSpec) -> None:
         self.spec = spec
-        self._blocks = {name: tuple(entry_blocks(name, axes)) for name, axes in spec.entries}
         self._parents = {group.name: group.parent for group in spec.groups}
+        self._plans: dict[tuple[str, Side], list[tuple[Block, list[Unit]]]] = {}
 
     def knows(self, entry: str | None) -> bool:
         """Return whether a tensor is an entry of the spec."""
-        return entry in self._blocks
+        return entry in self.spec.axes
+
+    def groups(self, entry: str, sides: Sequence[Side]) -> tuple[str, ...]:
+        """Return the groups over which some sides of a tensor exchange messages."""
+        found = {key[-1]: None for side in sides for _, units in self._plan(entry, side) for key, _ in units}
+        return tuple(found)
 
     def gather(self, messages: Mapping[str, Mapping[Side, Tensor]]) -> dict[tuple[str, ...], Tensor]:
         """Return the mean message to the units of every group.
 
         Args:
-            messages: entry -> side -> ``[K, *shape of the entry]``.
+            messages: entry -> side -> ``[K, length of the side]``.
 
         Returns:
             The group behind its ancestors -> ``[K, *sizes]``.
@@ -49,11 +64,12 @@ class Links:
         sums: dict[tuple[str, ...], Tensor] = {}
         counts: dict[tuple[str, ...], int] = {}
         for entry, by_side in messages.items():
-            axes = self.spec.axes[entry]
             for side, message in by_side.items():
-                parts = split(message, axes, self.spec.sizes)
-                for block, part in zip(self._blocks[entry], parts, strict=True):
-                    for key, dims in self._units(block, side, len(axes)):
+                parts = split(
+                    message.unflatten(1, self._shape(entry, side)), self._axes(entry, side), self.spec.sizes
+                )
+                for (block, units), part in zip(self._plan(entry, side), parts, strict=True):
+                    for key, dims in units:
                         others = [d + 1 for d in range(len(block.atoms)) if d not in dims]
                         mean = part.mean(others) if others else part
                         order = sorted(dims)
@@ -62,66 +78,62 @@ class Links:
                         counts[key] = counts.get(key, 0) + 1
         return {key: total / counts[key] for key, total in sums.items()}
 
-    def scatter(
-        self,
-        entry: str,
-        pools: Mapping[tuple[str, ...], Tensor],
-        weights: Mapping[Side, Tensor],
-        like: Tensor,
-    ) -> Tensor:
-        """Return what the units send back to one tensor.
+    def scatter(self, entry: str, side: Side, pools: Mapping[tuple[str, ...], Tensor]) -> Tensor | None:
+        """Return what the units send back to one side of a tensor.
 
         Args:
             entry: the tensor.
+            side: of it.
             pools: what `gather` returned.
-            weights: side -> ``[P]`` factor.
-            like: ``[K, *shape of the entry]``, gives size and type.
 
         Returns:
-            ``[K, *shape of the entry]``.
+            ``[K, length of the side]``, or None where no unit is met.
         """
-        axes = self.spec.axes[entry]
+        plan = self._plan(entry, side)
+        if not any(key in pools for _, units in plan for key, _ in units):
+            return None
+        like = next(iter(pools.values()))
         parts = []
-        for block in self._blocks[entry]:
+        for block, units in plan:
             total = like.new_zeros((like.shape[0], *block.shape(self.spec.sizes)))
-            for side in SIDES:
-                for key, dims in self._units(block, side, len(axes)):
-                    if key not in pools:
-                        continue
-                    pool = pools[key] * weights[side].reshape(-1, *(1,) * len(dims))
-                    order = sorted(range(len(dims)), key=lambda i: dims[i])
-                    pool = pool.permute(0, *(i + 1 for i in order))
-                    shape = [total.shape[0]] + [
-                        size if d in dims else 1 for d, size in enumerate(total.shape[1:])
-                    ]
-                    total = total + pool.expand(total.shape[0], *pool.shape[1:]).reshape(shape)
+            for key, dims in units:
+                if key not in pools:
+                    continue
+                order = sorted(range(len(dims)), key=lambda i: dims[i])
+                pool = pools[key].permute(0, *(i + 1 for i in order))
+                shape = [len(pool), *(n if d in dims else 1 for d, n in enumerate(total.shape[1:]))]
+                total += pool.reshape(shape)
             parts.append(total)
-        return join(parts, axes, self.spec.sizes, leading=1)
+        return join(parts, self._axes(entry, side), self.spec.sizes, leading=1).flatten(1)
 
-    def _units(self, block: Block, side: Side, rank: int) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-        """Return, for every permuted dimension of a side, its group and ancestors and their dimensions."""
-        found = []
-        for d, atom in enumerate(block.atoms):
-            here = "vector" if rank == 1 else "row" if block.dims[d] == 0 else "column"
-            if not isinstance(atom, Perm) or here != side:
-                continue
-            chain = _ancestors(atom.group, self._parents)
-            dims = [_nearest(block, name, d) for name in chain] + [d]
-            found.append(((*chain, atom.group), tuple(dims)))
-        return found
+    def _axes(self, entry: str, side: Side) -> tuple[Axis, ...]:
+        axes = self.spec.axes[entry]
+        return tuple({"row": axes[:1], "column": axes[1:], "vector": axes}[side])
 
+    def _shape(self, entry: str, side: Side) -> tuple[int, ...]:
+        shape = self.spec.shapes[entry]
+        return tuple({"row": shape[:1], "column": shape[1:], "vector": shape}[side])
 
-def _ancestors(group: str, parents: Mapping[str, str | None]) -> list[str]:
-    chain: list[str] = []
-    parent = parents[group]
-    while parent is not None:
-        chain.insert(0, parent)
-        parent = parents[parent]
-    return chain
+    def _plan(self, entry: str, side: Side) -> list[tuple[Block, list[Unit]]]:
+        """Return the blocks of a side, each with its units; nested ones need their parents on the side."""
+        if (entry, side) not in self._plans:
+            self._plans[entry, side] = [
+                (block, [unit for at in range(len(block.atoms)) if (unit := self._unit(block, at))])
+                for block in entry_blocks(entry, self._axes(entry, side))
+            ]
+        return self._plans[entry, side]
 
-
-def _nearest(block: Block, group: str, place: int) -> int:
-    """Return the dimension of an ancestor: the nearest to the left in the same product, or the only one."""
-    at: Sequence[int] = [i for i, a in enumerate(block.atoms) if isinstance(a, Perm) and a.group == group]
-    same = [i for i in at if block.dims[i] == block.dims[place] and i < place]
-    return same[-1] if same else at[0]
+    def _unit(self, block: Block, at: int) -> Unit | None:
+        atom = block.atoms[at]
+        if not isinstance(atom, Perm):
+            return None
+        key, dims = [atom.group], [at]
+        parent = self._parents[atom.group]
+        while parent is not None:
+            place = bound_to(dims[0], parent, block.atoms, block.dims)
+            if place is None:
+                return None
+            key.insert(0, parent)
+            dims.insert(0, place)
+            parent = self._parents[parent]
+        return tuple(key), tuple(dims)

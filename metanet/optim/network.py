@@ -1,8 +1,8 @@
 r"""Networks on top of the structured rule: one per parameter, one that mixes over the axes of the weights.
 
 Every parameter has features x (gradient, momenta, Adam direction, structured direction D, own value), each
-divided by its root mean square over the tensor. A hidden layer h = tanh(W₁ x + b + S s(τ)) is followed by a
-linear layer that commutes with permutations of rows and columns and with those of the spec:
+divided by its root mean square over the tensor. A hidden layer h = clip(W₁ x + b + S s(τ), -1, 1) is followed
+by a linear layer that commutes with permutations of rows and columns and with those of the spec:
 
     f = w·h + mean over columns of (w_row·h) + mean over rows of (w_col·h) + mean over the tensor of (w_all·h)
         + messages between tensors that share units (`metanet.optim.links`)
@@ -20,13 +20,15 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from metanet.optim.links import SIDES, Links, Side
+from metanet.optim.chunks import CHUNK
+from metanet.optim.links import SIDES, Links, Side, sides_of
 from metanet.optim.rule import Item, Meta, Metas
 from metanet.optim.structured import METAS, StructuredRule
 
@@ -34,8 +36,6 @@ FEATURES = 7
 TIMES = 2
 FLOORS = (1e-8, 1e-8, 1e-8, 1e-8, 1e-3, 1e-3, 1e-8)
 """Added to the root mean squares: gradients that are rounding errors stay small, as with Adam's ε."""
-CHUNK = 1 << 15
-"""Parameters whose hidden units are held at once, so that they stay in cache."""
 
 
 def _metas(hidden: int, *, mixing: bool) -> dict[str, Meta]:
@@ -55,6 +55,30 @@ def _metas(hidden: int, *, mixing: bool) -> dict[str, Meta]:
     return metas
 
 
+@dataclass(slots=True)
+class Passed:
+    """What one pass of the network over a bucket leaves.
+
+    Args:
+        moved: ``[K, *shape]``: D + rms(D) w·h, to which the mixed terms are still to be added.
+        size: ``[K]``, rms(D).
+        terms: side -> ``[K, length]``: mixed terms of rows, columns or single values.
+        messages: side -> ``[K, length]``: what the units of the side are sent.
+    """
+
+    moved: Tensor
+    size: Tensor
+    terms: dict[Side, Tensor] = field(default_factory=dict)
+    messages: dict[Side, Tensor] = field(default_factory=dict)
+
+    def finish(self) -> Tensor:
+        """Return the direction, with all mixed terms."""
+        for side, term in self.terms.items():
+            scaled = term * self.size[:, None]
+            self.moved += scaled if side == "vector" else scaled.unsqueeze(2 if side == "row" else 1)
+        return self.moved
+
+
 class PerParameterRule(StructuredRule):
     """The structured rule and a network of every parameter alone."""
 
@@ -67,78 +91,52 @@ class PerParameterRule(StructuredRule):
         self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
     ) -> list[Tensor]:
         """Return D + rms(D) f for every bucket."""
-        found = [self.base(metas, item, progress) for item in items]
-        parts = [
-            self._maps(metas, item, moved, adam, progress)
-            for item, (moved, adam) in zip(items, found, strict=True)
-        ]
-        outputs = [part["own"] for part in parts]
-        if self.mixing:
-            outputs = [self._mixed(item, part) for item, part in zip(items, parts, strict=True)]
-            if links is not None:
-                self._exchange(metas, items, parts, outputs, links)
-        return [moved + _rms(moved) * output for (moved, _), output in zip(found, outputs, strict=True)]
+        passed = [self._pass(metas, item, progress, links) for item in items]
+        if links is not None and self.mixing:
+            self._exchange(metas, items, passed, links)
+        return [result.finish() for result in passed]
 
-    def _maps(
-        self, metas: Metas, item: Item, moved: Tensor, adam: Tensor, progress: float
-    ) -> dict[str, Tensor]:
-        """Return the linear maps of the hidden units by name: ``[K, *shape]`` each."""
+    def _pass(self, metas: Metas, item: Item, progress: float, links: Links | None) -> Passed:
+        """Run the network over a bucket, a chunk at a time; no map of its hidden units is ever whole."""
+        moved, adam = self.base(metas, item, progress)
         features = [item.gradients, *item.state["momenta"], adam, moved, item.values]
-        names = ["own"]
-        if self.mixing:
-            names += ["row", "column"] if item.values.ndim == 3 else []
-            names += ["tensor"]
-            names += ["send_row", "send_column"] if item.values.ndim == 3 else ["send_vector"]
+        flat = [feature.flatten(1) for feature in features]
+        metas = {name: meta.to(moved.device) for name, meta in metas.items()}
+        sizes = torch.stack([_rms(feature) for feature in flat], 1)
         weight = metas["first"].unflatten(1, (self.hidden, FEATURES))
-        scale = torch.stack([_rms(feature).flatten() for feature in features], 1)
-        scale = scale + scale.new_tensor(FLOORS)
-        weight = weight / scale[:, None]
+        weight = weight / (sizes + sizes.new_tensor(FLOORS))[:, None]
         times = metas["first"].new_tensor([progress - 0.5, 4 * (progress - 0.5) ** 2])
         bias = metas["first_bias"] + metas["first_time"].unflatten(1, (self.hidden, TIMES)) @ times
-        last = torch.stack([metas[name] for name in names], 1)
-        count = item.values[0].numel()
-        flat = [feature.flatten(1) for feature in features]
-        width = max(CHUNK // len(item.values), 1)
-        maps = item.values.new_empty((len(item.values), len(names), count))
-        for start in range(0, count, width):
-            stop = min(start + width, count)
-            stacked = torch.stack([feature[:, start:stop] for feature in flat], 1)
-            inner = torch.baddbmm(bias[..., None].expand(len(stacked), -1, -1), weight, stacked).tanh_()
-            maps[..., start:stop] = last.expand(len(inner), -1, -1) @ inner
-        return {name: maps[:, i].reshape(item.values.shape) for i, name in enumerate(names)}
+        own = metas["own"][:, None] * sizes[:, 5, None, None]
+        sums = _Means(item, self.hidden, links) if self.mixing else None
+        buffer = moved.new_empty((len(moved), FEATURES, _width(item.values)))
+        for part in _whole_rows(item.values):
+            stacked = buffer[..., : part.stop - part.start]
+            torch.stack([feature[:, part] for feature in flat], 1, out=stacked)
+            units = torch.baddbmm(bias[..., None], weight, stacked).clamp_(-1, 1)
+            flat[5][:, part] += (own @ units)[:, 0]
+            if sums is not None:
+                sums.add(units, part, metas)
+        result = Passed(moved, sizes[:, 5])
+        if sums is not None:
+            result.terms, result.messages = sums.finish(metas)
+        return result
 
     @staticmethod
-    def _mixed(item: Item, part: Mapping[str, Tensor]) -> Tensor:
-        output = part["own"] + part["tensor"].flatten(1).mean(1).reshape(-1, *(1,) * (item.values.ndim - 1))
-        if item.values.ndim == 3:
-            output = output + part["row"].mean(2, keepdim=True) + part["column"].mean(1, keepdim=True)
-        return output
-
-    @staticmethod
-    def _exchange(
-        metas: Metas,
-        items: Sequence[Item],
-        parts: Sequence[Mapping[str, Tensor]],
-        outputs: list[Tensor],
-        links: Links,
-    ) -> None:
-        """Add, in place of the list, the messages between tensors that share units."""
-        shapes = links.spec.shapes
-        messages: dict[str, dict[Side, Tensor]] = {}
-        for item, part in zip(items, parts, strict=True):
-            if item.entry is not None and links.knows(item.entry):
-                messages[item.entry] = {
-                    side: part[f"send_{side}"].reshape(-1, *shapes[item.entry])
-                    for side in SIDES
-                    if f"send_{side}" in part
-                }
-        pools = links.gather(messages)
-        receive: dict[Side, Tensor] = {side: metas["receive"][:, i] for i, side in enumerate(SIDES)}
-        for i, item in enumerate(items):
-            if item.entry is not None and item.entry in messages:
-                like = outputs[i].reshape(-1, *shapes[item.entry])
-                back = links.scatter(item.entry, pools, receive, like)
-                outputs[i] = outputs[i] + back.reshape(outputs[i].shape)
+    def _exchange(metas: Metas, items: Sequence[Item], passed: Sequence[Passed], links: Links) -> None:
+        """Add the messages between tensors that share units to the terms of their sides."""
+        known = {
+            item.entry: result
+            for item, result in zip(items, passed, strict=True)
+            if item.entry is not None and links.knows(item.entry)
+        }
+        pools = links.gather({entry: result.messages for entry, result in known.items()})
+        for entry, result in known.items():
+            for side in result.terms:
+                back = links.scatter(entry, side, pools)
+                if back is not None:
+                    receive = metas["receive"][:, SIDES.index(side), None].to(back.device)
+                    result.terms[side] = result.terms[side] + back * receive
 
 
 class MixingRule(PerParameterRule):
@@ -151,6 +149,65 @@ class MixingRule(PerParameterRule):
     metas: Mapping[str, Meta] = _metas(8, mixing=True)
 
 
-def _rms(values: Tensor) -> Tensor:
-    """Return ``[K, 1, …]`` root mean squares."""
-    return values.flatten(1).square().mean(1).sqrt().reshape(-1, *(1,) * (values.ndim - 1))
+class _Means:
+    """Means of the hidden units over rows, columns and the tensor, and the linear maps that follow them."""
+
+    def __init__(self, item: Item, hidden: int, links: Links | None) -> None:
+        self.shape = item.values.shape
+        self.sides = sides_of(len(self.shape) - 1)
+        self.linked = links is not None and links.knows(item.entry)
+        self.total = item.values.new_zeros((len(item.values), hidden))
+        self.rows: list[Tensor] = []
+        self.columns = item.values.new_zeros((len(item.values), hidden, self.shape[-1]))
+        self.sent: list[Tensor] = []
+
+    def add(self, units: Tensor, part: slice, metas: Metas) -> None:
+        """Take in the ``[K, hidden, width]`` units of a chunk of whole rows, or of a vector."""
+        if len(self.shape) == 2:
+            self.total += units.sum(2)
+            if self.linked:
+                self.sent.append((metas["send_vector"][:, None] @ units)[:, 0])
+            return
+        grid = units.unflatten(2, (-1, self.shape[2]))
+        self.rows.append(grid.mean(3))
+        self.columns += grid.sum(2)
+
+    def finish(self, metas: Metas) -> tuple[dict[Side, Tensor], dict[Side, Tensor]]:
+        """Return the mixed terms and the messages of every side."""
+
+        def through(name: str, means: Tensor) -> Tensor:
+            return (metas[name][:, None] @ means)[:, 0]
+
+        if len(self.shape) == 2:
+            mean = (metas["tensor"] * self.total).sum(1, keepdim=True) / self.shape[1]
+            messages: dict[Side, Tensor] = {"vector": torch.cat(self.sent, 1)} if self.linked else {}
+            return {"vector": mean.expand(self.shape)}, messages
+        rows, columns = torch.cat(self.rows, 2), self.columns / self.shape[1]
+        terms: dict[Side, Tensor] = {
+            "row": through("row", rows) + (metas["tensor"] * rows.mean(2)).sum(1, keepdim=True),
+            "column": through("column", columns),
+        }
+        if not self.linked:
+            return terms, {}
+        return terms, {"row": through("send_row", rows), "column": through("send_column", columns)}
+
+
+def _width(values: Tensor) -> int:
+    """Return the number of values of one tensor that a chunk has: whole rows of matrices."""
+    width = max(CHUNK // len(values), 1)
+    if values.ndim == 3:
+        width = max(width // values.shape[2], 1) * values.shape[2]
+    return min(width, values[0].numel())
+
+
+def _whole_rows(values: Tensor) -> Iterator[slice]:
+    """Yield the chunks of the flattened values of a bucket."""
+    width, count = _width(values), values[0].numel()
+    for start in range(0, count, width):
+        yield slice(start, min(start + width, count))
+
+
+def _rms(flat: Tensor) -> Tensor:
+    """Return the ``[K]`` root mean squares of ``[K, n]``."""
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return norms / sqrt(flat.shape[1])

@@ -8,30 +8,53 @@ References:
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+LONG = 3
+"""Matrices this many times longer than wide are iterated on their small Gram matrix: fewer operations."""
 
 
 def orthogonalize(matrices: Tensor, *, steps: int = STEPS, eps: float = 1e-7) -> Tensor:
     """Return matrices with the same singular vectors whose singular values are near one (0.7 … 1.2).
 
     Args:
-        matrices: ``[..., rows, columns]``.
-        steps: iterations ``X <- a X + (b XXᵀ + c (XXᵀ)²) X``.
+        matrices: ``[K, rows, columns]``.
+        steps: iterations ``X <- P X`` with ``P = a + b XXᵀ + c (XXᵀ)²``.
         eps: added to the Frobenius norm that the matrices are divided by first.
 
     Returns:
-        ``[..., rows, columns]``.
+        ``[K, rows, columns]``.
     """
-    a, b, c = COEFFICIENTS
     wide = matrices.size(-2) <= matrices.size(-1)
     x = matrices if wide else matrices.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + eps)
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = (gram @ gram).mul_(c).add_(gram, alpha=b)
-        x = (polynomial @ x).add_(x, alpha=a)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + eps)
+    if x.size(-1) >= LONG * x.size(-2):
+        x = _accumulated(x @ x.mT, steps) @ x
+    else:
+        for _ in range(steps):
+            x = _apply(x @ x.mT, x)
     result: Tensor = x if wide else x.mT
     return result
+
+
+def _apply(gram: Tensor, x: Tensor) -> Tensor:
+    """Return P X."""
+    a, b, c = COEFFICIENTS
+    return torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+
+
+def _accumulated(gram: Tensor, steps: int) -> Tensor:
+    """Return the product of all P, which commute with XXᵀ: the next Gram matrix is P XXᵀ P."""
+    a, b, c = COEFFICIENTS
+    product: Tensor | None = None
+    for step in range(steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if step < steps - 1:
+            gram = polynomial @ gram @ polynomial
+    assert product is not None
+    return product

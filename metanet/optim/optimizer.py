@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metanet.optim.bucket import Bucket, bucket_key, check_parameter
-from metanet.optim.links import Links
+from metanet.optim.bucket import Bucket, bucket_key, check_parameter, gradient_of
+from metanet.optim.links import Links, sides_of
 from metanet.optim.pretrained import MetaWeights, load_meta_weights
 from metanet.optim.roles import is_matrix, roles_of
-from metanet.optim.rule import ROLES, Item, Metas
+from metanet.optim.rule import ROLES, Item
 from metanet.spec import WeightSpec
+
+Pending: TypeAlias = tuple[Bucket, list[Tensor], Item]
+"""A bucket, those of its parameters that have a gradient, and what the rule sees of them."""
 
 
 class LearnedOptimizer(Optimizer):
@@ -60,7 +63,8 @@ class LearnedOptimizer(Optimizer):
         if (isinstance(lr, float) and lr < 0) or weight_decay < 0:
             raise ValueError(f"lr and weight_decay must not be negative, found {lr} and {weight_decay}")
         self.weights = weights
-        self.links = None if spec is None else Links(spec)
+        self.spec = spec
+        self.links = Links(spec) if spec is not None and weights.rule.linked else None
         self._buckets: list[Bucket] | None = None
         self._warned: set[str] = set()
         defaults = {
@@ -72,11 +76,17 @@ class LearnedOptimizer(Optimizer):
             "meta_weights": weights.hash,
         }
         super().__init__(params, defaults)
+        names = [name for group in self.param_groups for name in group.get("param_names", ())]
+        if spec is not None and not any(name in spec.axes for name in names):
+            raise ValueError(
+                f"the spec has entries {_some(spec.axes)}, the parameters are named {_some(names)}: none "
+                "agree. Pass model.named_parameters() of the very module that the spec was derived from"
+            )
 
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | MetaWeights,
         model: nn.Module,
         *,
         total_steps: int,
@@ -88,7 +98,8 @@ class LearnedOptimizer(Optimizer):
         """Return the optimizer of a model's parameters that require gradients.
 
         Args:
-            name: of shipped weights (``metanet optim list``), or the path of a file of meta-weights.
+            name: of shipped weights (``metanet optim list``), the path of a file of meta-weights, or
+                meta-weights, such as `metanet_zoo.meta_weights.fetch_meta_weights` brings from the hub.
             model: the network; a distributed or compiled one is unwrapped.
             total_steps: number of steps of the whole training.
             example_args: inputs of the model to derive its spec from; by default those of a Lightning
@@ -101,7 +112,7 @@ class LearnedOptimizer(Optimizer):
             ValueError: see the class; unknown weights.
         """
         model = unwrapped(model)
-        weights = load_meta_weights(name)
+        weights = name if isinstance(name, MetaWeights) else load_meta_weights(name)
         if spec is None and weights.rule.linked:
             spec = _derived(model, example_args)
         roles = roles_of(model)
@@ -137,6 +148,13 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"unknown role {group['role']!r}; the roles are {known}")
         for parameter in group["params"]:
             check_parameter(parameter)
+        if self.spec is not None:
+            for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
+                if name in self.spec.axes and self.spec.shapes[name] != tuple(parameter.shape):
+                    raise ValueError(
+                        f"the spec says {name} is {list(self.spec.shapes[name])}, the parameter is "
+                        f"{list(parameter.shape)}: derive the spec anew from this model"
+                    )
         if len(self.param_groups) > 1:
             group["step"] = max(other["step"] for other in self.param_groups)
         self._buckets = None
@@ -155,36 +173,43 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rule = self.weights.rule
-        pending = [
-            (bucket, parameters, item)
-            for bucket in self.buckets()
-            for parameters, item in bucket.items(rule, self.state)
-        ]
-        if pending:
-            first = self.param_groups[0]
-            progress = min((first["step"] + 0.5) / first["total_steps"], 1.0)
-            metas = self.weights.like(pending[0][2].values)
-            moves = rule.directions(metas, [item for *_, item in pending], progress, self.links)
-            for (bucket, parameters, item), moved in zip(pending, moves, strict=True):
-                bucket.move(parameters, self._change(metas, bucket, item, moved))
+        finite = self._finite_gradients()
+        together: dict[tuple[torch.device, torch.dtype], list[Pending]] = {}
+        for bucket in self.buckets():
+            for parameters, item in bucket.items(self.weights.rule, self.state, finite=finite):
+                if self.links is None:
+                    self._move([(bucket, parameters, item)])
+                else:
+                    key = (item.values.device, item.values.dtype)
+                    together.setdefault(key, []).append((bucket, parameters, item))
+        for pending in together.values():
+            self._move(pending)
         for group in self.param_groups:
             group["step"] += 1
         return loss
 
-    def _change(self, metas: Metas, bucket: Bucket, item: Item, moved: Tensor) -> Tensor:
-        """Return the rate times the rule's direction, or times Adam's where that is not finite."""
-        group = self.param_groups[bucket.group]
-        step, total = int(group["step"]), int(group["total_steps"])
-        if step >= total:
-            self._warn_horizon(total)
-        fallback = item.state["momenta"][1] / (item.state["second"][0].sqrt() + 1e-8)
-        moved = torch.where(moved.isfinite().all(), moved, fallback)
-        if group["weight_decay"]:
-            moved = moved.add(item.values, alpha=group["weight_decay"])
-        eta = self.weights.rule.rate(metas, item.role, min(step, total - 1), total)
-        change: Tensor = moved * (eta * group["lr"]).reshape(-1, *(1,) * (moved.ndim - 1))
-        return change
+    def _finite_gradients(self) -> bool:
+        """Return whether all gradients are finite, with squares that add up to something finite."""
+        gradients = [
+            gradient_of(p) for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+    def _move(self, pending: Sequence[Pending]) -> None:
+        """Move buckets: all that exchange messages at once."""
+        first, rule = self.param_groups[0], self.weights.rule
+        progress = min((first["step"] + 0.5) / first["total_steps"], 1.0)
+        metas = self.weights.as_type(pending[0][2].values.dtype)
+        moves = rule.directions(metas, [item for *_, item in pending], progress, self.links)
+        for (bucket, parameters, item), moved in zip(pending, moves, strict=True):
+            group = self.param_groups[bucket.group]
+            step, total = int(group["step"]), int(group["total_steps"])
+            if step >= total:
+                self._warn_horizon(total)
+            if not bool(torch.linalg.vector_norm(moved).isfinite()):
+                moved = rule.fallback(item)
+            rate = float(rule.rate(metas, item.role, min(step, total - 1), total)) * float(group["lr"])
+            bucket.move(parameters, moved, rate, group["weight_decay"])
 
     def buckets(self) -> list[Bucket]:
         """Return the parameters by shape, role and device; the small ones of a bucket move at once."""
@@ -201,16 +226,20 @@ class LearnedOptimizer(Optimizer):
         return self._buckets
 
     def describe(self) -> str:
-        """Return a table of which parameter is treated how."""
-        across = "" if self.links else ", tensors one by one"
-        lines = [f"{self.weights.name} ({self.weights.hash[:12]}), rule {self.weights.rule.name}{across}"]
+        """Return a table of which parameter is treated how, and over which units it is linked to others."""
+        across = "tensors linked over shared units" if self.links else "tensors one by one"
+        lines = [f"{self.weights.name} ({self.weights.hash[:12]}), rule {self.weights.rule.name}, {across}"]
         for bucket in self.buckets():
             names = self.param_groups[bucket.group].get("param_names")
             members = self.param_groups[bucket.group]["params"]
             for parameter in bucket.parameters:
                 at = next(i for i, p in enumerate(members) if p is parameter)
                 label = names[at] if names else f"group {bucket.group}, parameter {at}"
-                lines.append(f"  {bucket.role:<10} {list(parameter.shape)!s:<20} {label}")
+                line = f"  {bucket.role:<10} {list(parameter.shape)!s:<20} {label}"
+                if self.links is not None and bucket.entry is not None:
+                    groups = self.links.groups(bucket.entry, sides_of(len(bucket.shape)))
+                    line += f"  [{', '.join(groups)}]" if groups else ""
+                lines.append(line)
         return "\n".join(lines)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -255,17 +284,30 @@ class LearnedOptimizer(Optimizer):
             )
 
 
+def _some(names: Iterable[str]) -> str:
+    """Return the first names of many, for a message."""
+    found = [repr(name) for name in names]
+    return ", ".join([*found[:3], *(["…"] if len(found) > 3 else [])]) or "not at all"
+
+
 def _derived(model: nn.Module, example_args: Sequence[Any] | None) -> WeightSpec | None:
-    """Return the spec of a model if there are inputs to derive it from."""
-    if example_args is None:
-        example_args = getattr(model, "example_input_array", None)
-        if isinstance(example_args, Tensor):
-            example_args = (example_args,)
-    if example_args is None or isinstance(example_args, Mapping):
-        return None
+    """Return the spec of a model if inputs to derive it from are given or brought by the model."""
     from metanet.derive import spec_of
 
-    return spec_of(model, *example_args)
+    if example_args is not None:
+        return spec_of(model, *example_args)
+    own = getattr(model, "example_input_array", None)
+    if own is None or isinstance(own, Mapping):
+        return None
+    try:
+        return spec_of(model, *((own,) if isinstance(own, Tensor) else own))
+    except (ValueError, TypeError, RuntimeError) as error:
+        warnings.warn(
+            f"no spec could be derived from the model's example_input_array ({error}); tensors are treated "
+            "one by one. Pass example_args or spec to link them",
+            stacklevel=3,
+        )
+        return None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,6 +38,7 @@ class MetaWeights:
     rule: UpdateRule
     metas: dict[str, Tensor]
     card: dict[str, object] = field(default_factory=dict)
+    _typed: dict[torch.dtype, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def hash(self) -> str:
@@ -47,9 +49,11 @@ class MetaWeights:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def like(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Return the meta-parameters in the type and on the device of a tensor."""
-        return {name: meta.to(tensor) for name, meta in self.metas.items()}
+    def as_type(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the meta-parameters in some type, on the CPU: most become plain numbers."""
+        if dtype not in self._typed:
+            self._typed[dtype] = {name: meta.to("cpu", dtype) for name, meta in self.metas.items()}
+        return self._typed[dtype]
 
     @classmethod
     def initial(cls, rule: UpdateRule) -> MetaWeights:
@@ -76,7 +80,10 @@ def load_meta_weights(name: str) -> MetaWeights:
     path = SHIPPED / f"{name}.safetensors" if name in shipped() else Path(name)
     if not path.is_file():
         known = ", ".join(shipped()) or "none"
-        raise ValueError(f"no meta-weights {name!r}: neither a file nor one of the shipped ones ({known})")
+        raise ValueError(
+            f"no meta-weights {name!r}: neither a file nor one of the shipped ones ({known}); those of a hub "
+            "repository are fetched by metanet_zoo.meta_weights.fetch_meta_weights"
+        )
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         metas = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)

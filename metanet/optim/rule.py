@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,7 +30,24 @@ class Meta:
 
 
 Metas = Mapping[str, Tensor]
-"""Meta-parameters by name, each ``[P, n]``: P is K (every tensor of a bucket has its own) or 1."""
+"""Meta-parameters by name, each ``[P, n]``: P is K (every tensor of a bucket has its own, on its device) or 1
+(all share them; on the CPU)."""
+
+
+Factor: TypeAlias = float | Tensor
+"""A number, or ``[P, 1, …]`` numbers that broadcast over the tensors of a bucket."""
+
+
+def factor(values: Tensor, rank: int) -> Factor:
+    """Return ``[P]`` meta-learned values as a number if there is one, else ``[P, 1, …]`` of some rank."""
+    return values.item() if len(values) == 1 else values.reshape(-1, *(1,) * (rank - 1))
+
+
+def add_scaled(total: Tensor, term: Tensor, by: Factor) -> Tensor:
+    """Add a multiple of a term, in place and in one pass; a term with factor zero is left out."""
+    if isinstance(by, Tensor):
+        return total.addcmul_(term, by)
+    return total.add_(term, alpha=by) if by else total
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,10 @@ class UpdateRule(ABC):
 
     @abstractmethod
     def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
-        """Return zero state ``[slots, *shape]`` for a bucket ``[K, rows, columns]`` or ``[K, n]``."""
+        """Return zero state ``[slots, K, …]`` for a bucket ``[K, rows, columns]`` or ``[K, n]``.
+
+        ``momenta`` (two or more, the second one slow) and ``second`` must be among it.
+        """
 
     @abstractmethod
     def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
@@ -102,3 +123,7 @@ class UpdateRule(ABC):
             progress: τ in [0, 1], how much of the training is over.
             links: which units tensors share; None leaves terms across tensors out.
         """
+
+    def fallback(self, item: Item) -> Tensor:
+        """Return the direction of Adam, from the state that every rule keeps: momenta and second moment."""
+        return item.state["momenta"][1] / (item.state["second"][0].sqrt() + 1e-8)

@@ -26,11 +26,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import cos, exp, log, pi
 
+import torch
 from torch import Tensor
 
+from metanet.optim.chunks import chunks
 from metanet.optim.links import Links
 from metanet.optim.newton_schulz import orthogonalize
-from metanet.optim.rule import ROLES, Item, Meta, Metas, UpdateRule
+from metanet.optim.rule import ROLES, Factor, Item, Meta, Metas, UpdateRule, add_scaled, factor
 
 BETAS = (0.8, 0.95, 0.99)
 SECOND_BETA = 0.99
@@ -82,36 +84,56 @@ class StructuredRule(UpdateRule):
         return [self.base(metas, item, progress)[0] for item in items]
 
     def base(self, metas: Metas, item: Item, progress: float) -> tuple[Tensor, Tensor]:
-        """Return the direction of one bucket, and the Adam direction beside it."""
-        values, gradients, count, role = item.values, item.gradients, item.count, item.role
-        state = item.state
-        momenta, second = state["momenta"], state["second"][0]
-        for beta, momentum in zip(BETAS, momenta, strict=True):
-            momentum.lerp_(gradients, 1 - beta)
-        second.mul_(SECOND_BETA).addcmul_(gradients, gradients, value=1 - SECOND_BETA)
-        corrections = [1.0, *(1 - beta**count for beta in BETAS)]
-        carried = [gradients, *momenta]
-        extra = (1,) * (values.ndim - 1)
+        """Return the direction of one bucket, and the Adam direction beside it (the same one for vectors)."""
+        values, role = item.values, item.role
+        matrix = values.ndim == 3 and role != "embedding"
+        adam = torch.empty_like(values, memory_format=torch.contiguous_format)
+        mixed = torch.empty_like(adam) if matrix else None
+        self._accumulate(metas, item, progress, adam, mixed)
+        if mixed is None:
+            return adam, adam
 
-        def column(name: str, at: int) -> Tensor:
-            return metas[name][:, at].reshape(-1, *extra)
+        def size(name: str, at: int) -> Factor:
+            return factor(metas[name][:, at], 3)
 
-        def mixture(name: str) -> Tensor:
-            weights = metas[name] + metas[name + "_drift"] * (progress - 0.5)
-            weights = weights / weights.new_tensor(corrections)
-            total: Tensor = carried[0] * weights[:, 0].reshape(-1, *extra)
-            for i, term in enumerate(carried[1:], 1):
-                total.addcmul_(term, weights[:, i].reshape(-1, *extra))
-            return total
-
-        root = (second / (1 - SECOND_BETA**count)).sqrt_().add_(EPS)
-        moved: Tensor = mixture("adam_momentum").div_(root)
-        if values.ndim < 3 or role == "embedding":
-            return moved, moved
         place = ROLES.index(role)
         rows, columns = values.shape[1:]
-        turned = orthogonalize(mixture("momentum"))
-        squares = turned.square().mean(-1, keepdim=True).add_(1e-12)
-        turned = turned * (squares.mean(-2, keepdim=True) / squares).pow(0.5 * column("row_power", 0))
-        size = column("log_orthogonal", place).exp() * max(1.0, rows / columns) ** 0.5
-        return moved * column("adam", place) + turned * size + values * column("decay", 0), moved
+        turned = orthogonalize(mixed)
+        scale = factor(metas["log_orthogonal"][:, place].exp() * max(1.0, rows / columns) ** 0.5, 3)
+        power = size("row_power", 0)
+        if isinstance(power, Tensor) or power:
+            squares = torch.linalg.vector_norm(turned, dim=-1, keepdim=True).square_().div_(columns)
+            squares.add_(1e-12)
+            scale = scale * (squares.mean(-2, keepdim=True) / squares).pow_(power * 0.5)
+        moved = torch.mul(turned, scale, out=mixed)
+        add_scaled(moved, adam, size("adam", place))
+        return add_scaled(moved, values, size("decay", 0)), adam
+
+    def _accumulate(
+        self, metas: Metas, item: Item, progress: float, adam: Tensor, mixed: Tensor | None
+    ) -> None:
+        """Take the gradients into the state and write both mixtures, a chunk at a time."""
+        gradients, momenta = item.gradients.flatten(1), item.state["momenta"].flatten(2)
+        second = item.state["second"][0].flatten(1)
+        corrections = [1.0, *(1 - beta**item.count for beta in BETAS)]
+
+        def weights(name: str) -> list[Factor]:
+            found = metas[name] + metas[name + "_drift"] * (progress - 0.5)
+            return [factor(found[:, i] / correction, 2) for i, correction in enumerate(corrections)]
+
+        outputs = [(adam.flatten(1), weights("adam_momentum"))]
+        if mixed is not None:
+            outputs.append((mixed.flatten(1), weights("momentum")))
+        spread = (1 - SECOND_BETA**item.count) ** -0.5
+        for part in chunks(gradients):
+            gradient = gradients[:, part]
+            carried = [momentum[:, part] for momentum in momenta]
+            for beta, momentum in zip(BETAS, carried, strict=True):
+                momentum.lerp_(gradient, 1 - beta)
+            square = second[:, part].mul_(SECOND_BETA)
+            square.addcmul_(gradient, gradient, value=1 - SECOND_BETA)
+            for output, by in outputs:
+                total = torch.mul(gradient, by[0], out=output[:, part])
+                for term, amount in zip(carried, by[1:], strict=True):
+                    add_scaled(total, term, amount)
+            outputs[0][0][:, part].div_(square.sqrt().mul_(spread).add_(EPS))

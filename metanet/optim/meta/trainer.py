@@ -208,7 +208,7 @@ def apply(
     ]
     for item, moved in zip(items, rule.directions(metas, items, progress, group.task.links), strict=True):
         eta = rule.rate(metas, item.role, group.step, group.horizon)
-        item.values.sub_(moved * eta.reshape(-1, *(1,) * (moved.ndim - 1)))
+        item.values.addcmul_(moved, eta.reshape(-1, *(1,) * (moved.ndim - 1)), value=-1)
 
 
 def train_once(

@@ -86,8 +86,8 @@ def test_the_structured_rule_starts_as_muon_with_a_cosine() -> None:
         learned.step()
         muon.step()
     moves = [p.detach() - old for p, old in zip((*mine, *theirs), before, strict=True)]
-    for first, second in zip(moves[: len(mine)], moves[len(mine) :], strict=True):
-        error = float((first - second).norm() / second.norm())
+    for ours, other in zip(moves[: len(mine)], moves[len(mine) :], strict=True):
+        error = float((ours - other).norm() / other.norm())
         assert error < 0.05  # torch multiplies in bfloat16
 
 
