@@ -42,7 +42,13 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     if any(parameter.is_meta for parameter in model.parameters()):
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, dict(kwargs)))
     try:
-        with evaluation_mode(model), warnings.catch_warnings(), _plain_attention(), torch.no_grad():
+        with (
+            evaluation_mode(model),
+            warnings.catch_warnings(),
+            _plain_attention(),
+            _no_conversion(),
+            torch.no_grad(),
+        ):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs=dict(kwargs), strict=False)
             changing = [node for node in program.graph.nodes if _mutates(node)]
@@ -103,6 +109,24 @@ def _restore(container: Any, content: Any) -> None:
             return
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(content)
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Leave out casts of a module within a forward (routers in float32), which cannot be traced.
+
+    They change the precision of parameters and nothing that a spec says.
+    """
+    before = nn.Module._apply
+
+    def unconverted(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return self
+
+    try:
+        nn.Module._apply = unconverted  # type: ignore[method-assign, assignment]
+        yield
+    finally:
+        nn.Module._apply = before  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class EncoderDecoder(nn.Module):
             return self.embed(ids) * 4 + torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
-        return self.head(self.transformer(embed(source), embed(target), tgt_mask=mask))
+        return self.head(self.transformer(embed(source), embed(target), tgt_mask=mask, tgt_is_causal=True))
 
 
 class Decoder(nn.Module):

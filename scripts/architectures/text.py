@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from architectures.family import Family, families, tokens
 from architectures.transformers_family import pretrained
 
 IDS: dict[str, Any] = {"input_ids": tokens(2, 8)}
 LONG: dict[str, Any] = {"input_ids": tokens(1, 16)}
 PAIR: dict[str, Any] = {"input_ids": tokens(2, 8), "decoder_input_ids": tokens(2, 6)}
+MASKS: dict[str, Any] = {"attention_mask": torch.ones(2, 8), "decoder_attention_mask": torch.ones(2, 6)}
 
 DECODERS = families(
     "text decoder",
@@ -253,11 +256,12 @@ ENCODER_DECODERS = families(
             **PAIR,
         ),
         "UMT5": pretrained("UMT5ForConditionalGeneration", **PAIR),
-        "LongT5": pretrained("LongT5ForConditionalGeneration", config={"local_radius": 4}, **PAIR),
+        "LongT5": pretrained("LongT5ForConditionalGeneration", config={"local_radius": 4}, **PAIR, **MASKS),
         "Switch": pretrained(
             "SwitchTransformersForConditionalGeneration",
             config={"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
             **PAIR,
+            **MASKS,
         ),
         "BART": pretrained("BartForConditionalGeneration", **PAIR),
         "mBART": pretrained("MBartForConditionalGeneration", **PAIR),
@@ -287,7 +291,7 @@ ENCODER_DECODERS = families(
         ),
         "ProphetNet": pretrained("ProphetNetForConditionalGeneration", **PAIR),
         "PLBart": pretrained("PLBartForConditionalGeneration", **PAIR),
-        "T5Gemma": pretrained("T5GemmaForConditionalGeneration", **PAIR),
+        "T5Gemma": pretrained("T5GemmaForConditionalGeneration", **PAIR, use_cache=False),
     },
 )
 

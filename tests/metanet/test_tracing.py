@@ -81,3 +81,26 @@ def test_a_tensor_of_which_a_view_is_left_may_not(late: str) -> None:
     model = Renormalised(late)
     assert in_place(model) == [False]
     assert verify(spec_of(model, torch.ones(2, 3)), model, torch.ones(2, 3)).ok
+
+
+class Casting(nn.Module):
+    """Puts its router into float32 on every call, as mixtures of experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.router, self.down = nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.router = self.router.to(torch.float32)
+        y: Tensor = self.down(torch.softmax(self.router(torch.relu(self.up(x))), -1))
+        return y
+
+
+def test_a_module_may_cast_its_parts_while_it_runs() -> None:
+    model, x = Casting(), torch.randn(5, 3)
+    before = nn.Module._apply
+    spec = spec_of(model, x)
+    assert nn.Module._apply is before
+    assert not spec.lost
+    assert sorted(group.size for group in spec.groups) == [4, 6]
+    assert verify(spec, model, x).ok
