@@ -14,6 +14,9 @@ from metanet.matching.gains import Gains, with_flips
 from metanet.matching.moves import Move, Node
 from metanet.spec import FreedomKind, WeightSpec
 
+FLIPS = ("sign", "even", "phase")
+"""Freedoms that are isometries."""
+
 
 class _Solved:
     """Best arrangements of a node for every pairing of the units above it."""
@@ -95,7 +98,8 @@ def _solve(
     ]
     own = gains.get(chain)
     total: Tensor | None = None
-    if own is not None and flips and not below and not above and spec.group[node.group].freedoms:
+    flippable = any(freedom.kind in FLIPS for freedom in spec.group[node.group].freedoms)
+    if own is not None and flips and flippable and not below and not above:
         choice = with_flips(spec, node.group, own)
         total = choice.gains
         for kind, values in choice.values.items():

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--start",
         action="append",
         choices=("greedy", "identity", "sorted", "random"),
-        help="where to start; repeat for several, the best is kept (default greedy and identity)",
+        help="where to start; repeat for several, the best is kept (default greedy)",
     )
     add("--max-sweeps", type=int, default=100, metavar="N", help="passes over the groups (default 100)")
     add(
