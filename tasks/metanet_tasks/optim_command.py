@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="what", required=True, metavar="list|info|bench")
     verbs.add_parser("list", help="the meta-weights that ship with the package")
     info = verbs.add_parser("info", help="how meta-weights were made, and what they learned")
-    info.add_argument("name", help="name of shipped meta-weights, or a file")
+    info.add_argument("name", help="name of shipped meta-weights, a file, or org/name on the hub")
     info.add_argument("--json", action="store_true", help="print JSON")
     compare = verbs.add_parser(
         "bench",
@@ -98,9 +98,12 @@ def _list() -> int:
 def _info(name: str, *, as_json: bool) -> int:
     import json
 
-    from metanet.optim.pretrained import load_meta_weights
+    from metanet.optim.pretrained import load_meta_weights, shipped
+    from metanet_zoo.hub import parse_repo_id
+    from metanet_zoo.meta_weights import fetch_meta_weights
 
-    weights = load_meta_weights(name)
+    remote = name not in shipped() and not Path(name).exists() and parse_repo_id(name)
+    weights = fetch_meta_weights(name) if remote else load_meta_weights(name)
     found = {
         "name": weights.name,
         "rule": weights.rule.name,
