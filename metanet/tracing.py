@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 SILENT_ALIASES = ("dropout", "type_as", "atleast_", "broadcast_tensors", "meshgrid")
 """Operations that may return what they were given, or a view of it, though their schemas do not say so."""
@@ -76,8 +76,8 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every submodule into evaluation mode, and back to what it was afterwards.
 
-    That is its own mode, and the attributes beside its state: some modules keep what they computed from
-    their parameters (a table of position biases), which is stale as soon as the parameters change.
+    That is its own mode, and tensors that it keeps beside its state: some modules keep what they computed
+    from their parameters (a table of position biases), which is stale as soon as the parameters change.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -88,11 +88,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode, before, inner in zip(modules, modes, attributes, contents, strict=True):
-            for name in _attributes(module).keys() - before.keys():
-                del module.__dict__[name]
-            module.__dict__.update(before)
             for name, content in inner.items():
-                _restore(before[name], content)
+                if _holds_tensors(before[name]):
+                    _restore(before[name], content)
+            for name, value in _attributes(module).items():
+                if name not in before:
+                    if _holds_tensors(value):
+                        del module.__dict__[name]
+                elif before[name] is not value and (_holds_tensors(value) or _holds_tensors(before[name])):
+                    module.__dict__[name] = before[name]
             module.training = mode
 
 
@@ -100,6 +104,11 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     """Return what a module keeps beside torch's own records of parameters, buffers, submodules and hooks."""
     torch_own = vars(nn.Module()).keys()
     return {name: value for name, value in vars(module).items() if name not in torch_own}
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Return whether a value is, or contains, a tensor; flags and counters stay as a forward leaves them."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _restore(container: Any, content: Any) -> None:
