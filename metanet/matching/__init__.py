@@ -4,12 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metanet.matching.activations import activation_matching as activation_matching
+    from metanet.matching.many import Universe as Universe
+    from metanet.matching.many import cycle_consistent_matching as cycle_consistent_matching
+    from metanet.matching.many import merge_many_matching as merge_many_matching
+    from metanet.matching.singular import singular_vector_alignment as singular_vector_alignment
     from metanet.matching.weights import Matching as Matching
     from metanet.matching.weights import match_weights as match_weights
     from metanet.matching.weights import weight_matching as weight_matching
 
 _HOMES = {
     "Matching": "weights",
+    "Universe": "many",
+    "activation_matching": "activations",
+    "cycle_consistent_matching": "many",
+    "merge_many_matching": "many",
+    "singular_vector_alignment": "singular",
     "match_weights": "weights",
     "weight_matching": "weights",
 }

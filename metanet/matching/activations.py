@@ -1,0 +1,138 @@
+"""Activation matching: units are paired by how their activations correlate on data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metanet.axis import Axis, Fixed, Perm, atoms
+from metanet.group import GroupElement
+from metanet.matching.weights import Matching, weight_matching
+from metanet.spec import WeightSpec
+
+MAX_SAMPLES = 4096
+"""Samples per unit that are kept: of images, every position is one."""
+LAYERS = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Embedding),
+)
+
+
+def activation_matching(
+    spec: WeightSpec,
+    model: nn.Module,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    *args: Any,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Matching:
+    r"""Align b to a by correlations of activations on data.
+
+        maximise over g:  Σ_layers ⟨Z_a, g·Z_b⟩,   Z: [units, samples], every unit standardised.
+
+    Every layer whose rows carry a group gives one term, so that a group written by several layers (a residual
+    stream) is matched by all of them, and nested groups as weight matching does it: correlations are matched
+    as if they were weights, of a spec whose entries are activations. Groups that no layer of a known kind
+    writes (recurrent states, heads inside a fused attention) stay as they are.
+
+    Args:
+        spec: of both networks.
+        model: a network with these names; its weights and mode are left as they were.
+        a: state dict of the network that stays.
+        b: state dict of the network to be moved.
+        *args: one batch of data, the arguments of the network.
+        seed: of the samples that are kept, and of the order of groups.
+        **kwargs: further arguments of the network.
+
+    Returns:
+        The matching; its distances are those between standardised activations.
+
+    Raises:
+        ValueError: no layer has units of a group.
+
+    References:
+        Li et al. 2016, Convergent Learning, https://arxiv.org/abs/1511.07543. Ainsworth et al. 2023, Git
+        Re-Basin, https://arxiv.org/abs/2209.04836, §3.1.
+    """
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [(module, module.training) for module in model.modules()]
+    axes = _axes(spec, model)
+    if not axes:
+        raise ValueError("no layer of this network has units that a group permutes; match weights instead")
+    try:
+        model.eval()
+        found = [_activations(model, which, axes, args, kwargs, seed) for which in (a, b)]
+    finally:
+        model.load_state_dict(state)
+        for module, mode in modes:
+            module.training = mode
+    samples = {name: tensor.shape[1] for name, tensor in found[0].items()}
+    groups = {atom.group for name in samples for atom in atoms(axes[name]) if isinstance(atom, Perm)}
+    groups |= {above for name in groups for above in spec.ancestors(name)}
+    seen = WeightSpec(
+        tuple(group for group in spec.groups if group.name in groups),
+        tuple((name, (axes[name], Fixed(count))) for name, count in samples.items()),
+    )
+    matching = weight_matching(seen, found[0], found[1], flips=False, seed=seed)
+    element = GroupElement(spec, matching.element.permutations, {})
+    return Matching(
+        element,
+        matching.before,
+        matching.after,
+        matching.history,
+        matching.starts,
+        matching.sweeps,
+        matching.moved,
+    )
+
+
+def _axes(spec: WeightSpec, model: nn.Module) -> dict[str, Axis]:
+    """Return the axis of the outputs of every layer whose units a group permutes, by the layer's name."""
+    found: dict[str, Axis] = {}
+    for name, layer in model.named_modules():
+        entry = f"{name}.weight" if name else "weight"
+        if not isinstance(layer, LAYERS) or entry not in spec.axes:
+            continue
+        axis = spec.axes[entry][-1 if isinstance(layer, nn.Embedding) else 0]
+        if any(isinstance(atom, Perm) for atom in atoms(axis)):
+            found[name] = axis
+    return found
+
+
+def _activations(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    axes: Mapping[str, Axis],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Run a network and return ``[units, samples]`` standardised outputs by layer."""
+    model.load_state_dict(dict(state))
+    found: dict[str, Tensor] = {}
+    handles = []
+    for name in axes:
+
+        def hook(layer: nn.Module, _: Any, output: Tensor, name: str = name) -> None:
+            last = isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding))
+            units = output.movedim(-1 if last else 1, 0).flatten(1).float()
+            if units.shape[1] > MAX_SAMPLES:
+                # The same positions for both networks: correlations pair sample with sample.
+                generator = torch.Generator().manual_seed(seed)
+                kept = torch.randperm(units.shape[1], generator=generator)[:MAX_SAMPLES]
+                units = units[:, kept]
+            centred = units - units.mean(1, keepdim=True)
+            found[name] = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-6)
+
+        handles.append(model.get_submodule(name).register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
