@@ -187,6 +187,10 @@ def run_walk(
             if whole is None:
                 values[block] = (flat @ column).view(-1, *walk.plan.shapes[block], widths[block])
             else:
+                if whole.ndim > 2 and any(
+                    whole.stride(d) != whole.stride(d + 1) * whole.shape[d + 1] for d in range(whole.ndim - 2)
+                ):  # written in another order of its indices
+                    values[block] = whole = whole.contiguous()
                 whole.view(-1, widths[block]).addmm_(flat, column)
         done = values[block]
         assert done is not None
