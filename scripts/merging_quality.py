@@ -3,9 +3,9 @@
     python scripts/merging_quality.py --work runs/merging
 
 MLPs 784-512-512-512-10 on MNIST and Fashion-MNIST, five pairs of seeds; ResNet-20 on CIFAR-10, three pairs,
-with batch norm reset, REPAIR and RESCALE. Barrier: the largest height of the training loss over 25 points above
-the chord between the ends. What is done is kept in --work and not done again: a killed run continues. The
-table goes to scripts/results/merging_quality.md.
+with batch norm reset, REPAIR and RESCALE. Barrier: the largest height of the training loss over 25 points
+above the chord between the ends. What is done is kept in --work and not done again: a killed run continues.
+The table goes to scripts/results/merging_quality.md.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def table(results: Mapping[str, list[dict[str, object]]]) -> str:
         "# The average of two networks trained apart",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, torch {torch.__version__}. Accuracy on test "
-        "images in percent; barrier: the largest height of the training loss over 25 points above the chord (the "
-        "first 20,000 training images, CIFAR-10: 5,000). Mean over pairs, then the worst pair.",
+        "images in percent; barrier: the largest height of the training loss over 25 points above the chord "
+        "(the first 20,000 training images, CIFAR-10: 5,000). Mean over pairs, then the worst pair.",
         "",
         "| data, network | merge | ends | midpoint | barrier | alignment of singular vectors |",
         "|---|---|---|---|---|---|",

@@ -21,15 +21,19 @@ examples:
       write the group element and the aligned model, which computes what llama-b does
   metanet match a.pt b.pt --activation tanh --start greedy --start sorted --start random
       a plain MLP with tanh: signs are matched too; three starts, the best is kept
+  metanet match a.safetensors b.safetensors c.safetensors --activation relu -o common --out-element elements
+      three models in a common order of units, one file each in two folders; then merge common/*.safetensors
 
-The aligned model is proven to compute the same function before it is written, where it can be run (Hugging
-Face configurations, plain sequential networks); otherwise the report says why not.
+The aligned model of a pair is proven to compute the same function before it is written, where it can be run
+(Hugging Face configurations, plain sequential networks); otherwise the report says why not.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     options = parser().parse_args(arguments)
+    if options.more:
+        return match_many(options)
     from metanet.matching.weights import DEFAULT_STARTS
     from metanet_zoo.matching.run import match_checkpoints
 
@@ -77,7 +81,19 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("reference", metavar="A", help="the model that stays: a folder, file or org/name on the hub")
     add("model", metavar="B", help="the model to be aligned to it")
-    add("--out-element", metavar="FILE", help="write the group element (.safetensors), to be used again")
+    add("more", metavar="C", nargs="*", help="further models: then all are taken to a common order of units")
+    add(
+        "--many",
+        choices=("cycle-consistent", "merge-many"),
+        default="cycle-consistent",
+        help="how three or more are matched: Frank-Wolfe over all of them jointly (default), or each to the "
+        "mean of the others in turn",
+    )
+    add(
+        "--out-element",
+        metavar="FILE",
+        help="write the group element (.safetensors; of several models a folder)",
+    )
     add("-o", "--out", metavar="OUT", help="write the aligned model: a folder, or a file (.safetensors)")
     add("--spec", type=Path, metavar="FILE", help="take the spec from this file")
     add("--activation", metavar="NAME", help="of a plain sequential checkpoint: relu, tanh, sine:30, …")
@@ -124,6 +140,36 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print the report as JSON")
     add("--quiet", action="store_true", help="print errors only")
     return result
+
+
+def match_many(options: argparse.Namespace) -> int:
+    """Match three or more models; what only two can have is refused."""
+    for name, default in (("fix", []), ("free", []), ("start", None)):
+        if getattr(options, name) != default:
+            raise ValueError(f"--{name} is for two models; leave it out")
+    from metanet_zoo.matching.many import match_many_checkpoints
+
+    report = match_many_checkpoints(
+        [options.reference, options.model, *options.more],
+        method=options.many,
+        elements=options.out_element,
+        out=options.out,
+        spec_file=options.spec,
+        activation=options.activation,
+        overwrite=options.overwrite,
+        trust_remote_code=options.trust_remote_code,
+        seed=options.seed,
+    )
+    if options.json:
+        import json
+
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    elif not options.quiet:
+        print(f"{len(report.models)} models, {report.method}: {report.origin}")
+        print(f"squared distance to their mean {report.before:.6g} → {report.after:.6g}")
+        for path in (*report.elements, *report.outputs):
+            print(f"wrote {path}")
+    return 0
 
 
 class Meter:

@@ -15,6 +15,7 @@ from metanet.axis import parse_axes
 from metanet_zoo import CheckpointError, find_spec, open_checkpoint, save_checkpoint
 from metanet_zoo.matching.align import align_sources
 from metanet_zoo.matching.element_file import load_element, save_element
+from metanet_zoo.matching.many import Method, match_many_checkpoints
 from metanet_zoo.matching.proof import prove
 from metanet_zoo.matching.run import match_checkpoints
 from metanet_zoo.matching.source_tensors import SourceTensors, aligned_source
@@ -211,3 +212,26 @@ def test_large_models_are_proven_layer_by_layer(tmp_path: Path, monkeypatch: pyt
     assert "3 layers one by one" in proof.how
     wrong = with_axes(found.spec, "model.layers.2.mlp.down_proj.weight", "model.embed_tokens 24")
     assert prove(found, source, GroupElement(wrong, element.permutations, {})).proven is False
+
+
+@pytest.mark.parametrize("method", ["cycle-consistent", "merge-many"])
+def test_three_models_meet_in_a_common_order(tmp_path: Path, method: Method) -> None:
+    state = write_mlp(tmp_path / "0.safetensors", 0)
+    spec = find_spec(str(tmp_path / "0.safetensors"), activation="relu").spec
+    for seed in (1, 2):
+        planted = GroupElement.random(spec, torch.Generator().manual_seed(seed))
+        save_checkpoint(tmp_path / f"{seed}.safetensors", planted @ state)
+    models = [str(tmp_path / f"{seed}.safetensors") for seed in range(3)]
+    report = match_many_checkpoints(
+        models, method=method, activation="relu", elements=tmp_path / "elements", out=tmp_path / "out"
+    )
+    assert report.before > 1.0
+    assert report.after == pytest.approx(0.0, abs=1e-8)
+    outputs = [open_checkpoint(path) for path in report.outputs]
+    assert equal(outputs[0], outputs[1])
+    assert equal(outputs[0], outputs[2])
+    element, facts = load_element(report.elements[2])
+    assert equal(element @ open_checkpoint(models[2]), outputs[2])
+    assert facts["model"] == models[2]
+    with pytest.raises(FileExistsError, match="overwrite"):
+        match_many_checkpoints(models, out=tmp_path / "out")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from metanet.group import GroupElement
 from metanet.matching.starts import Start
 from metanet.matching.weights import DEFAULT_STARTS
 from metanet_zoo.errors import CheckpointError
@@ -140,16 +141,18 @@ def match_checkpoints(
                 f"tolerated {proof.tolerance:.2g}): nothing is written. The spec is wrong ({found.origin}); "
                 "metanet inspect --verify says where"
             )
-        facts = {"reference": reference, "model": model, **alignment.to_dict()}
         if element_file is not None:
+            facts = {"reference": reference, "model": model, **alignment.to_dict()}
             save_element(element_file, alignment.element, facts)
         if out is not None:
-            with TemporaryDirectory() as folder:
-                file = Path(folder) / "element.safetensors"
-                save_element(file, alignment.element, facts)
-                write_aligned(
-                    model, file, out, max_shard_size=max_shard_size, overwrite=overwrite, written=written
-                )
+            write_aligned(
+                model,
+                alignment.element,
+                out,
+                max_shard_size=max_shard_size,
+                overwrite=overwrite,
+                written=written,
+            )
     finally:
         opened_a.source.close()
         opened_b.source.close()
@@ -166,7 +169,7 @@ def match_checkpoints(
 
 def write_aligned(
     model: str,
-    element: str | os.PathLike[str],
+    element: GroupElement,
     out: str | os.PathLike[str],
     *,
     max_shard_size: int = 5 * 10**9,
@@ -177,7 +180,7 @@ def write_aligned(
 
     Args:
         model: folder, file or hub repository.
-        element: a file that `metanet_zoo.matching.element_file.save_element` wrote.
+        element: of the model's architecture.
         out: a folder that is to appear, or a file ending in ``.safetensors``.
         max_shard_size: bytes of tensors in a file of the output.
         overwrite: replace an older output once the new one is complete.
@@ -187,11 +190,14 @@ def write_aligned(
         CheckpointError: the element belongs to another architecture.
         OSError: the output cannot be written.
     """
-    recipe = {
-        "models": [{"model": model}],
-        "merge_method": "passthrough",
-        "align": {model: os.fspath(element)},
-    }
-    merge_checkpoints(
-        recipe, out, max_shard_size=max_shard_size, overwrite=overwrite, card=False, progress=written
-    )
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "element.safetensors"
+        save_element(file, element)
+        recipe = {
+            "models": [{"model": model}],
+            "merge_method": "passthrough",
+            "align": {model: os.fspath(file)},
+        }
+        merge_checkpoints(
+            recipe, out, max_shard_size=max_shard_size, overwrite=overwrite, card=False, progress=written
+        )
