@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-CHUNK = 1 << 15
+CHUNK = 1 << 14
 """Numbers of one bucket that are handled at once."""
 
 

@@ -40,12 +40,15 @@ class Links:
 
     def __init__(self, spec: WeightSpec) -> None:
         self.spec = spec
+        self._sizes = spec.sizes
+        self._axes_of = dict(spec.axes)
+        self._shapes = dict(spec.shapes)
         self._parents = {group.name: group.parent for group in spec.groups}
         self._plans: dict[tuple[str, Side], list[tuple[Block, list[Unit]]]] = {}
 
     def knows(self, entry: str | None) -> bool:
         """Return whether a tensor is an entry of the spec."""
-        return entry in self.spec.axes
+        return entry in self._axes_of
 
     def groups(self, entry: str, sides: Sequence[Side]) -> tuple[str, ...]:
         """Return the groups over which some sides of a tensor exchange messages."""
@@ -66,7 +69,7 @@ class Links:
         for entry, by_side in messages.items():
             for side, message in by_side.items():
                 parts = split(
-                    message.unflatten(1, self._shape(entry, side)), self._axes(entry, side), self.spec.sizes
+                    message.unflatten(1, self._shape(entry, side)), self._axes(entry, side), self._sizes
                 )
                 for (block, units), part in zip(self._plan(entry, side), parts, strict=True):
                     for key, dims in units:
@@ -95,7 +98,7 @@ class Links:
         like = next(iter(pools.values()))
         parts = []
         for block, units in plan:
-            total = like.new_zeros((like.shape[0], *block.shape(self.spec.sizes)))
+            total = like.new_zeros((like.shape[0], *block.shape(self._sizes)))
             for key, dims in units:
                 if key not in pools:
                     continue
@@ -104,14 +107,14 @@ class Links:
                 shape = [len(pool), *(n if d in dims else 1 for d, n in enumerate(total.shape[1:]))]
                 total += pool.reshape(shape)
             parts.append(total)
-        return join(parts, self._axes(entry, side), self.spec.sizes, leading=1).flatten(1)
+        return join(parts, self._axes(entry, side), self._sizes, leading=1).flatten(1)
 
     def _axes(self, entry: str, side: Side) -> tuple[Axis, ...]:
-        axes = self.spec.axes[entry]
+        axes = self._axes_of[entry]
         return tuple({"row": axes[:1], "column": axes[1:], "vector": axes}[side])
 
     def _shape(self, entry: str, side: Side) -> tuple[int, ...]:
-        shape = self.spec.shapes[entry]
+        shape = self._shapes[entry]
         return tuple({"row": shape[:1], "column": shape[1:], "vector": shape}[side])
 
     def _plan(self, entry: str, side: Side) -> list[tuple[Block, list[Unit]]]:

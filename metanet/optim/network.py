@@ -107,13 +107,16 @@ class PerParameterRule(StructuredRule):
         weight = weight / (sizes + sizes.new_tensor(FLOORS))[:, None]
         times = metas["first"].new_tensor([progress - 0.5, 4 * (progress - 0.5) ** 2])
         bias = metas["first_bias"] + metas["first_time"].unflatten(1, (self.hidden, TIMES)) @ times
+        weight = torch.cat([weight, bias[..., None].expand(len(weight), -1, -1)], 2).expand(
+            len(moved), -1, -1
+        )
         own = metas["own"][:, None] * sizes[:, 5, None, None]
         sums = _Means(item, self.hidden, links) if self.mixing else None
-        buffer = moved.new_empty((len(moved), FEATURES, _width(item.values)))
+        ones = moved.new_ones(1).expand(len(moved), _width(item.values))
         for part in _whole_rows(item.values):
-            stacked = buffer[..., : part.stop - part.start]
-            torch.stack([feature[:, part] for feature in flat], 1, out=stacked)
-            units = torch.baddbmm(bias[..., None], weight, stacked).clamp_(-1, 1)
+            width = part.stop - part.start
+            stacked = torch.stack([*(feature[:, part] for feature in flat), ones[:, :width]], 1)
+            units = torch.bmm(weight, stacked).clamp_(-1, 1)
             flat[5][:, part] += (own @ units)[:, 0]
             if sums is not None:
                 sums.add(units, part, metas)

@@ -8,11 +8,15 @@ References:
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+NARROW = 256
+"""Rows from which on bfloat16 pays."""
 LONG = 3
 """Matrices this many times longer than wide are iterated on their small Gram matrix: fewer operations."""
 
@@ -25,19 +29,38 @@ def orthogonalize(matrices: Tensor, *, steps: int = STEPS, eps: float = 1e-7) ->
         steps: iterations ``X <- P X`` with ``P = a + b XXᵀ + c (XXᵀ)²``.
         eps: added to the Frobenius norm that the matrices are divided by first.
 
+    Large float32 matrices are multiplied in bfloat16 where the hardware does that faster, as Muon's are.
+
     Returns:
         ``[K, rows, columns]``.
     """
     wide = matrices.size(-2) <= matrices.size(-1)
     x = matrices if wide else matrices.mT
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + eps)
-    if x.size(-1) >= LONG * x.size(-2):
+    if _narrow(x):
+        narrow = x.bfloat16()
+        for _ in range(steps):
+            narrow = _apply(narrow @ narrow.mT, narrow)
+        x = narrow.to(x.dtype)
+    elif x.size(-1) >= LONG * x.size(-2):
         x = _accumulated(x @ x.mT, steps) @ x
     else:
         for _ in range(steps):
             x = _apply(x @ x.mT, x)
     result: Tensor = x if wide else x.mT
     return result
+
+
+def _narrow(x: Tensor) -> bool:
+    """Return whether products in bfloat16 pay."""
+    if x.dtype != torch.float32 or x.size(-2) < NARROW:
+        return False
+    return x.is_cuda or _fast_bfloat16()
+
+
+@cache
+def _fast_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _apply(gram: Tensor, x: Tensor) -> Tensor:

@@ -25,6 +25,15 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
 }
 
+_aten = torch.ops.aten
+BACKWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "relu": lambda upper, before, after: _aten.threshold_backward(upper, after, 0),
+    "tanh": lambda upper, before, after: _aten.tanh_backward(upper, after),
+    "gelu": lambda upper, before, after: _aten.gelu_backward(upper, before),
+    "silu": lambda upper, before, after: _aten.silu_backward(upper, before),
+}
+"""(gradient above, values before, values after) -> gradient below, of every activation."""
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -117,9 +126,24 @@ class MLPTask:
         return losses.view(indices.shape).mean(1)
 
     def gradients(self, parameters: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return ``[N]`` losses and the gradients of all networks."""
-        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with torch.enable_grad():
-            losses = self.losses(leaves, indices)
-            found = torch.autograd.grad(losses.sum(), leaves)
-        return losses.detach(), list(found)
+        """Return ``[N]`` losses and the gradients of all networks, by backpropagation written out."""
+        inputs, labels = self.data.batch(indices)
+        activation, backward = ACTIVATIONS[self.activation], BACKWARD[self.activation]
+        scaled = [parameter * self.scale for parameter in parameters] if self.scale != 1 else parameters
+        layers = len(self.widths) - 1
+        after, before = [inputs], []
+        for i in range(layers):
+            before.append(torch.baddbmm(scaled[2 * i + 1][:, None], after[-1], scaled[2 * i].mT))
+            if i < layers - 1:
+                after.append(activation(before[-1]))
+        logs = functional.log_softmax(before[-1], 2)
+        chosen = labels[..., None]
+        losses = -logs.gather(2, chosen)[..., 0].mean(1)
+        ones = logs.new_ones(1, 1, 1).expand(chosen.shape)
+        upper = logs.exp_().scatter_add_(2, chosen, -ones).div_(indices.shape[1])
+        found: list[Tensor] = []
+        for i in reversed(range(layers)):
+            found = [upper.mT @ after[i], upper.sum(1), *found]
+            if i:
+                upper = backward(upper @ scaled[2 * i], before[i - 1], after[i])
+        return losses, [gradient * self.scale for gradient in found] if self.scale != 1 else found

@@ -1,0 +1,212 @@
+"""How fast is meta-training, beside `torch.func.vmap(grad)` written the plain way?
+
+The same inner task (an MLP 64-32-32-10 on random images, batches of 128), the same rule and the same number
+of particles, each with meta-parameters of its own. The plain way writes one inner step of one network, its loss
+differentiated by `torch.func.grad`, its rule term by term, and maps it over the particles. Both routes take
+turns and must agree; particle-steps per core-second come from the smallest CPU time of all rounds.
+
+    python scripts/benchmark_meta_training.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from math import log, pi
+from os import getloadavg
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.nn import functional
+
+from metanet.optim.meta.evolution import PersistentES
+from metanet.optim.meta.tasks import Classification, MLPTask
+from metanet.optim.meta.trainer import Group, apply
+from metanet.optim.network import FEATURES, FLOORS, PerParameterRule
+from metanet.optim.newton_schulz import COEFFICIENTS, STEPS
+from metanet.optim.pretrained import RULES
+from metanet.optim.rule import ROLES, UpdateRule
+from metanet.optim.structured import BETAS, EPS, SECOND_BETA
+
+RESULTS = Path(__file__).parent / "results" / "benchmark_meta_training.md"
+HORIZON = 1000
+Network = dict[str, Tensor]
+
+
+def loss_of(network: Network, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of one network."""
+    hidden = images
+    for i in range(3):
+        hidden = functional.linear(hidden, network[f"{i}.weight"], network[f"{i}.bias"])
+        hidden = hidden.relu() if i < 2 else hidden
+    return functional.cross_entropy(hidden, labels)
+
+
+def plain_step(
+    rule: UpdateRule,
+    metas: Network,
+    network: Network,
+    states: Network,
+    images: Tensor,
+    labels: Tensor,
+    step: int,
+) -> tuple[Network, Network, Tensor]:
+    """Take one inner step of one network with one vector of meta-parameters."""
+    gradients, loss = grad_and_value(loss_of)(network, images, labels)
+    progress = (step + 0.5) / HORIZON
+    changed, kept = {}, {}
+    for name, value in network.items():
+        gradient = gradients[name]
+        role = "vector" if value.ndim == 1 else "output" if name == "2.weight" else "hidden"
+        place = ROLES.index(role)
+        old = states[name]
+        momenta = [b * old[i] + (1 - b) * gradient for i, b in enumerate(BETAS)]
+        second = SECOND_BETA * old[3] + (1 - SECOND_BETA) * gradient**2
+        kept[name] = torch.stack([*momenta, second])
+        carried = [gradient, *[m / (1 - b ** (step + 1)) for m, b in zip(momenta, BETAS, strict=True)]]
+        adam_weights = metas["adam_momentum"] + metas["adam_momentum_drift"] * (progress - 0.5)
+        mixed = sum(w * t for w, t in zip(adam_weights, carried, strict=True))
+        adam = mixed / ((second / (1 - SECOND_BETA ** (step + 1))).sqrt() + EPS)
+        moved = adam
+        if value.ndim == 2:
+            weights = metas["momentum"] + metas["momentum_drift"] * (progress - 0.5)
+            turned = orthogonal(sum(w * t for w, t in zip(weights, carried, strict=True)))
+            squares = turned.square().mean(1, keepdim=True) + 1e-12
+            turned = turned * (squares.mean() / squares) ** (0.5 * metas["row_power"])
+            size = metas["log_orthogonal"][place].exp() * max(1.0, value.shape[0] / value.shape[1]) ** 0.5
+            moved = metas["adam"][place] * adam + size * turned + metas["decay"] * value
+        if isinstance(rule, PerParameterRule):
+            features = torch.stack([gradient, *momenta, adam, moved, value])
+            sizes = features.flatten(1).square().mean(1).sqrt()
+            scaled = features / (sizes + sizes.new_tensor(FLOORS)).reshape(-1, *(1,) * value.ndim)
+            times = torch.tensor([progress - 0.5, 4 * (progress - 0.5) ** 2])
+            bias = metas["first_bias"] + metas["first_time"].reshape(-1, 2) @ times
+            first = metas["first"].reshape(-1, FEATURES)
+            units = torch.einsum("hf,f...->...h", first, scaled) + bias
+            moved = moved + sizes[5] * (units.clamp(-1, 1) @ metas["own"])
+        power = metas["log_cosine_power"][0].exp()
+        basis = torch.tensor([progress - 0.5, (progress - 0.5) ** 2]).tolist()
+        basis += [float(torch.tensor(-step / 10).exp()), float(torch.tensor(-step / 100).exp())]
+        schedule = power * log(0.5 + 0.5 * torch.cos(torch.tensor(pi * progress)).item())
+        schedule = schedule + sum(w * b for w, b in zip(metas["schedule"], basis, strict=True))
+        changed[name] = value - (schedule + metas["log_rate"][place]).exp() * moved
+    return changed, kept, loss
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Return the orthogonal factor of one matrix."""
+    a, b, c = COEFFICIENTS
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+class Race:
+    """Both routes through the same training.
+
+    Args:
+        rule: name of the rule.
+        particles: networks at once.
+    """
+
+    def __init__(self, rule: str, particles: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(4096, 64, generator=generator)
+        data = Classification(images, torch.randint(10, (4096,), generator=generator))
+        self.rule, self.particles = RULES[rule](), particles
+        self.task = MLPTask(data, (64, 32, 32, 10))
+        changes = torch.randn(particles, self.rule.size, generator=generator) * 0.1
+        self.metas: Mapping[str, Tensor] = self.rule.unpack(changes)
+        parameters = self.task.initialize(particles, generator)
+        self.networks = {n: p.clone() for n, p in zip(self.task.entries, parameters, strict=True)}
+        self.states = {n: p.new_zeros(len(p), 4, *p.shape[1:]) for n, p in self.networks.items()}
+        states = [self.rule.state(p.shape, p) for p in parameters]
+        self.group = Group(self.task, HORIZON, 0, parameters, states, PersistentES(1, 1, 1.0, generator))
+        self.step = 0
+
+    def indices(self, step: int) -> Tensor:
+        """Return the batches of a step."""
+        generator = torch.Generator().manual_seed(step)
+        return torch.randint(4096, (self.particles, 128), generator=generator)
+
+    def ours(self, steps: int) -> float:
+        """Run our route; return CPU seconds."""
+        begun = time.process_time()
+        for _ in range(steps):
+            _, gradients = self.task.gradients(self.group.parameters, self.indices(self.group.step))
+            apply(self.rule, self.metas, self.task.roles, self.group, gradients)
+            self.group.step += 1
+        return time.process_time() - begun
+
+    def plain(self, steps: int) -> float:
+        """Run the plain route; return CPU seconds."""
+        begun = time.process_time()
+        for _ in range(steps):
+            images, labels = self.task.data.batch(self.indices(self.step))
+
+            def one(metas: Network, network: Network, states: Network, x: Tensor, y: Tensor) -> object:
+                return plain_step(self.rule, metas, network, states, x, y, self.step)
+
+            mapped = vmap(one)(self.metas, self.networks, self.states, images, labels)
+            self.networks, self.states, _ = mapped
+            self.step += 1
+        return time.process_time() - begun
+
+    def error(self) -> float:
+        """Return the largest difference of the routes' parameters."""
+        pairs = zip(self.networks.values(), self.group.parameters, strict=True)
+        return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="inner steps per round")
+    parser.add_argument("--particles", type=int, nargs="+", default=[24, 96])
+    parser.add_argument("--print", action="store_true", help="print alone, write no file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    load = ", ".join(f"{value:.1f}" for value in getloadavg())
+    lines = [
+        "| rule | particles | plain vmap(grad) | metanet | ratio | largest difference after 2 steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rule in ("structured", "per_parameter"):
+        for particles in options.particles:
+            race = Race(rule, particles)
+            race.ours(2)
+            race.plain(2)
+            error = race.error()
+            ours = plain = float("inf")
+            for _ in range(options.rounds):
+                ours = min(ours, race.ours(options.steps))
+                plain = min(plain, race.plain(options.steps))
+            rates = [particles * options.steps / spent for spent in (plain, ours)]
+            lines.append(
+                f"| {rule} | {particles} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.1f} "
+                f"| {error:.1e} |"
+            )
+            print(lines[-1], flush=True)
+    if not options.print:
+        header = (
+            f"# Meta-training throughput\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, 1 thread, "
+            f"torch {torch.__version__}, Python {platform.python_version()}; load averages at the start {load}.\n\n"
+            "Particle-steps per core-second on MLPs 64-32-32-10, batches of 128, smallest CPU time of "
+            f"{options.rounds} rounds of {options.steps} steps.\n\n"
+        )
+        RESULTS.write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
