@@ -50,8 +50,11 @@ LARGE = {"hidden": 3072, "layers": 25, "heads": 24, "kv": 8, "inner": 8192, "voc
 PIECE = 1 << 22
 
 
-def make_llama(folder: Path, seed: int, sizes: dict[str, int], base: int | None = None) -> int:
-    """Write a random bf16 Llama checkpoint, near that of seed ``base`` if given; return its parameters."""
+def make_llama(folder: Path, seed: int, sizes: dict[str, int], base: int | None = None) -> None:
+    """Write a random bf16 Llama checkpoint, near that of seed ``base`` if given.
+
+    The large one is made of holes, which read as zeros: its question is memory.
+    """
     folder.mkdir(parents=True)
     hidden, inner, kv = sizes["hidden"], sizes["inner"], sizes["kv"] * sizes["hidden"] // sizes["heads"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (sizes["vocabulary"], hidden)}
@@ -76,7 +79,7 @@ def make_llama(folder: Path, seed: int, sizes: dict[str, int], base: int | None 
         with (folder / file).open("wb") as handle:
             handle.write(header)
             handle.truncate(layout.sizes[file])
-    for number, place in enumerate(layout.places.values()):
+    for number, place in enumerate(() if sizes is LARGE else layout.places.values()):
         with (folder / place.file).open("r+b") as handle:
             handle.seek(place.offset)
             for part, start in enumerate(range(0, place.entry.size, PIECE)):
@@ -105,7 +108,6 @@ def make_llama(folder: Path, seed: int, sizes: dict[str, int], base: int | None 
         "torch_dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    return total
 
 
 def recipe(method: str, folder: Path) -> dict[str, Any]:
@@ -280,7 +282,7 @@ def _large(folder: Path, command: list[str], extra: list[str]) -> str:
         cost = measure([*command, str(file), "-o", str(large / "out"), "--quiet", *extra])
         _clear(large / "out")
         parts.append(f"{method} {cost.cpu:.1f} CPU s, {cost.anonymous / 1e6:.0f} MB anonymous")
-    return f"3 B parameters: {'; '.join(parts)}."
+    return f"3 B parameters (zeros, for memory): {'; '.join(parts)}."
 
 
 def _row(method: str, costs: dict[str, list[Cost]]) -> str:

@@ -75,6 +75,7 @@ class Method:
         models: smallest and largest number of models beside the base.
         statistics: what it must know of the whole tensor, see `Pass`; None for an elementwise method.
         rows: whether it must see whole rows.
+        importances: whether every model must come with importances of its values.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Method:
     models: tuple[int, int | None] = (1, None)
     statistics: Callable[[Settings, tuple[int, ...], bool], Statistics] | None = None
     rows: bool = False
+    importances: bool = False
 
 
 METHODS: dict[str, Method] = {}
@@ -101,6 +103,7 @@ def merge_method(
     models: tuple[int, int | None] = (1, None),
     statistics: Callable[[Settings, tuple[int, ...], bool], Statistics] | None = None,
     rows: bool = False,
+    importances: bool = False,
 ) -> Callable[[Combine], Combine]:
     """Make a function a merge method that recipes and ``metanet merge`` know by name.
 
@@ -113,6 +116,7 @@ def merge_method(
         statistics: what it must know of the whole tensor first: a generator function of the settings, the
             tensor's shape and whether there is a base; see `Pass`.
         rows: whether it must see whole rows of the tensor in one stretch.
+        importances: whether every model must come with importances of its values (a Fisher information).
 
     Returns:
         the decorator; it leaves the function as it is.
@@ -136,7 +140,16 @@ def merge_method(
             raise ValueError(f"there is a merge method {name!r} already ({old.reference}); rename yours")
         text = (combine.__doc__ or f"{name.capitalize()}.").strip().splitlines()[0]
         METHODS[name] = Method(
-            name, combine, text, reference, dict(parameters or {}), base, models, statistics, rows
+            name,
+            combine,
+            text,
+            reference,
+            dict(parameters or {}),
+            base,
+            models,
+            statistics,
+            rows,
+            importances,
         )
         return combine
 

@@ -33,7 +33,7 @@ TOP_KEYS = (
     "chat_template",
     "align",
 )
-SOURCE_KEYS = ("model", "layer_range", "parameters")
+SOURCE_KEYS = ("model", "layer_range", "parameters", "importance")
 SLICE_KEYS = ("sources", "base_model", "parameters")
 MODULE_KEYS = ("models", "slices", "parameters")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
@@ -46,11 +46,16 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One model's part in a merge: which layers, with which parameters."""
+    """One model's part in a merge: which layers, with which parameters, and what weighs its values.
+
+    ``importance`` names a checkpoint of the same tensors, such as a diagonal Fisher information; mergekit's
+    grammar has no such key.
+    """
 
     model: ModelReference
     layers: tuple[int, int] | None = None
     parameters: Mapping[str, Setting] = field(default_factory=dict)
+    importance: ModelReference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,14 @@ class Recipe:
     chat_template: str | None = None
     align: str | Mapping[str, Any] | None = None
     text: str = ""
+
+    def importances(self) -> tuple[ModelReference, ...]:
+        """Every checkpoint of importances, each once."""
+        sources = (*self.models, *(source for piece in self.slices for source in piece.sources))
+        found = dict.fromkeys(source.importance for source in sources if source.importance is not None)
+        for module in self.modules.values():
+            found.update(dict.fromkeys(module.importances()))
+        return tuple(found)
 
     def references(self) -> tuple[ModelReference, ...]:
         """Every model named, each once: the base first, then in the order of the recipe."""
@@ -266,7 +279,12 @@ def _source(value: object, where: str) -> Source:
         ):
             raise RecipeError(f"{where}.layer_range: found {layers!r}, expected [first, behind the last]")
         layers = (layers[0], layers[1])
-    return Source(model, layers, _parameters(inner.get("parameters"), f"{where}.parameters"))
+    return Source(
+        model,
+        layers,
+        _parameters(inner.get("parameters"), f"{where}.parameters"),
+        _reference(inner.get("importance"), f"{where}.importance"),
+    )
 
 
 def _parameters(value: object, where: str) -> dict[str, Setting]:

@@ -57,6 +57,7 @@ class Stretch:
         index: number of the stretch within the tensor.
         seed: of the merge.
         difference_dtype: dtype to which differences from the base are rounded, None to leave them exact.
+        importances: ``[n]`` importances per model, for a method that asks for them.
     """
 
     values: tuple[Floats, ...]
@@ -68,6 +69,7 @@ class Stretch:
     index: int
     seed: int = 0
     difference_dtype: str | None = None
+    importances: tuple[Floats, ...] = ()
 
     @property
     def size(self) -> int:

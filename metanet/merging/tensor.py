@@ -35,7 +35,7 @@ class TensorIO(Protocol):
     """Where a tensor's values come from and go to; called by several threads at once."""
 
     def read(self, model: int, start: int, stop: int, out: Floats) -> None:
-        """Fill ``out`` with values ``start:stop`` of a model; the base comes behind the models."""
+        """Fill ``out`` with values ``start:stop`` of a model; behind the models base, then importances."""
         ...
 
     def write(self, start: int, stop: int, values: Floats) -> None:
@@ -154,7 +154,9 @@ def _read(task: TensorTask, io: TensorIO, span: Span, check: bool, share: float 
     """Yield a span's stretches, or the first part of each; one's arrays are overwritten by the next."""
     for index, start, end in span:
         stop = end if share == 1 else start + _part(end - start, share, task)
-        arrays = _BUFFERS.take(task.models + task.has_base, stop - start, task.dtype)
+        weighed = task.models if task.method.importances else 0
+        behind = task.models + task.has_base
+        arrays = _BUFFERS.take(behind + weighed, stop - start, task.dtype)
         for model, array in enumerate(arrays):
             io.read(model, start, stop, array)
             if check and not stays_finite(array):
@@ -170,6 +172,7 @@ def _read(task: TensorTask, io: TensorIO, span: Span, check: bool, share: float 
             index=index,
             seed=task.seed,
             difference_dtype=task.difference_dtype,
+            importances=tuple(arrays[behind:]),
         )
 
 

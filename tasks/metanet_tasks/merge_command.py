@@ -28,7 +28,7 @@ examples:
       any checkpoints of one architecture
 methods:
   linear slerp nuslerp multislerp karcher passthrough model_stock arcee_fusion nearswap sce ram ramplus_tl
-  task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties della della_linear
+  task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties della della_linear fisher
       (metanet merge --methods describes each with its parameters)
 """
 

@@ -2,6 +2,7 @@
 
 from metanet.merging.methods import agents as agents
 from metanet.merging.methods import fusion as fusion
+from metanet.merging.methods import importance as importance
 from metanet.merging.methods import linear as linear
 from metanet.merging.methods import spherical as spherical
 from metanet.merging.methods import stock as stock

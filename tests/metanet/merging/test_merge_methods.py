@@ -30,6 +30,7 @@ def merge(
     seed: int = 0,
     each: Mapping[str, list[float]] | None = None,
     mapper: Mapper | None = None,
+    importances: list[Array] | None = None,
     **parameters: Any,
 ) -> Array:
     """Merge arrays by a method, its parameters at their defaults where not given."""
@@ -60,6 +61,8 @@ def merge(
         dtype,
     )
     flat = [array.reshape(-1) for array in (*models, *([] if base is None else [base]))]
+    if method.importances:
+        flat += [array.reshape(-1) for array in importances or [np.ones_like(model) for model in models]]
     out = np.full(models[0].size, np.nan, dtype)
     merge_tensor(task, ArrayIO(flat, out), mapper)
     return out.reshape(shape)
@@ -311,6 +314,19 @@ def test_ram_averages_shared_changes_and_keeps_unique_ones() -> None:
     # a: one shared, two unique; b: one of each; overlaps 1/2 and 1 are cut to alpha.
     plus = merge("ramplus_tl", [a, b], base, r=0.1, alpha=0.7)
     np.testing.assert_allclose(plus, [2, 2 * 1.05, 0, 4 * 1.07, 5 * 1.05, 0])
+
+
+def test_fisher_weighs_every_value() -> None:
+    _, a, b, _ = draw(0)
+    rng = np.random.default_rng(1)
+    f, g = rng.random(SHAPE), rng.random(SHAPE)
+    f[0], g[0] = 0, 0
+    merged = merge("fisher", [a, b], importances=[f, g], each={"weight": [0.5, 2.0]}, floor=1e-9)
+    expected = (0.5 * f * a + 2 * g * b) / np.where(f + g > 0, 0.5 * f + 2 * g, 1)
+    np.testing.assert_allclose(merged[1:], expected[1:], rtol=1e-6)
+    np.testing.assert_allclose(merged[0], (0.5 * a[0] + 2 * b[0]) / 2.5, rtol=1e-9)
+    with pytest.raises(ValueError, match="negative importances"):
+        merge("fisher", [a, b], importances=[f, -g])
 
 
 def test_stretches_cover_more_than_one() -> None:

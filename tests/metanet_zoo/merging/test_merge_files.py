@@ -187,6 +187,22 @@ def test_slices_stack_layers(models: dict[str, Path], tmp_path: Path) -> None:
         merge_checkpoints(recipe, tmp_path / "other")
 
 
+def test_importances_come_from_checkpoints_of_their_own(models: dict[str, Path], tmp_path: Path) -> None:
+    recipe = linear(models) | {"merge_method": "fisher"}
+    with pytest.raises(RecipeError, match=r"fisher needs importances of .*a; name their checkpoint"):
+        merge_checkpoints(recipe, tmp_path / "out")
+    for i, (entry, value) in enumerate(zip(recipe["models"], (3.0, 1.0), strict=True)):
+        tensors = {name: torch.full_like(t, value) for name, t in llama_tensors(0).items()}
+        save_file(tensors, tmp_path / f"fisher{i}.safetensors")
+        entry["importance"] = str(tmp_path / f"fisher{i}.safetensors")
+    merge_checkpoints(recipe | {"dtype": "float32"}, tmp_path / "out")
+    merged, a, b = read_model(tmp_path / "out"), read_model(models["a"]), read_model(models["b"])
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, (3 * a[name].float() + b[name].float()) / 4)
+    with pytest.raises(RecipeError, match="linear takes none; fisher does"):
+        merge_checkpoints(recipe | {"merge_method": "linear"}, tmp_path / "other")
+
+
 def test_parts_have_recipes_of_their_own(tmp_path: Path) -> None:
     models = {}
     for seed, name in enumerate("ab"):

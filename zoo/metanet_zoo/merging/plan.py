@@ -21,16 +21,11 @@ from metanet.merging.tensor import TensorTask
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.merging.checks import check_parameters, check_range, check_shapes, find_method
 from metanet_zoo.merging.model import MergeModel
+from metanet_zoo.merging.modules import module_prefixes
 from metanet_zoo.merging.sources import Entry, TensorSource
 
 Missing = Literal["refuse", "drop", "keep"]
 COUNTER = "num_batches_tracked"
-MODULE_NAMES = {
-    "text_decoder": ("text_decoder", "language_model", "lm_head"),
-    "vision_tower": ("vision_tower",),
-    "multi_modal_projector": ("multi_modal_projector",),
-}
-"""Parts as recipes name them -> beginnings of their tensors' names; other parts go by their own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,7 @@ class Job:
     Args:
         name: its name.
         entry: its dtype and shape.
-        inputs: what it is made of, the base behind the models.
+        inputs: what it is made of; behind the models the base, then importances.
         task: how; None copies the first input's bytes.
         counter: whether it is a counter of batches, of which the largest is taken.
     """
@@ -139,17 +134,6 @@ def _module_jobs(
             f"modules: {len(left)} tensors belong to none of {', '.join(recipe.modules)}, such as "
             f"{min(left)!r}; name their part too"
         )
-
-
-def module_prefixes(module: str) -> tuple[str, ...]:
-    """Return how the names of a part's tensors begin.
-
-    Example:
-        >>> module_prefixes("vision_tower")
-        ('vision_tower.', 'model.vision_tower.')
-    """
-    names = MODULE_NAMES.get(module, (module,))
-    return tuple(prefix + name + "." for name in names for prefix in ("", "model."))
 
 
 def _length(piece: Slice) -> int:
@@ -304,7 +288,23 @@ class _Planner:
             return None
         present = [found for found in inputs if found is not None]
         check_shapes(name, [(found.model, found.entry) for found in present])
+        if self.method.importances:
+            present += [self._importance(source, found) for source, found in kept]
         return self._make(name, [source for source, _ in kept], present, base is not None, depth, piece)
+
+    def _importance(self, source: RecipeSource, found: Input) -> Input:
+        """The importances of one model's tensor; a tensor that is no float has none."""
+        if found.entry.dtype not in FLOAT_DTYPES:
+            return found
+        if source.importance is None:
+            raise RecipeError(
+                f"{self.method.name} needs importances of {source.model}; name their checkpoint as importance"
+            )
+        weights = self._input(source.importance, found.name)
+        if weights is None:
+            raise CheckpointError(f"{source.importance}: no importances of {found.name!r}")
+        check_shapes(found.name, [(each.model, each.entry) for each in (found, weights)])
+        return weights
 
     def _make(
         self,
@@ -315,7 +315,7 @@ class _Planner:
         depth: float | None,
         piece: Slice | None,
     ) -> Job:
-        leading = inputs[-1] if has_base else inputs[0]
+        leading = inputs[len(sources)] if has_base else inputs[0]
         if any(found.entry.dtype not in FLOAT_DTYPES for found in inputs):
             return self._other(name, inputs, leading)
         dtype = self.recipe.out_dtype or self.recipe.dtype or leading.entry.dtype

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from metanet.merging.recipe import Recipe, load_recipe, parse_recipe
+from metanet.merging.recipe import Recipe, RecipeError, load_recipe, parse_recipe
 from metanet.merging.reference import ModelReference
 from metanet_zoo.merging.card import Provenance, file_hash, model_card, versions
 from metanet_zoo.merging.checks import find_method
@@ -182,7 +182,10 @@ def _open_models(
     recipe: Recipe, cache: Path | None, offline: bool | None
 ) -> dict[ModelReference, MergeModel]:
     models: dict[ModelReference, MergeModel] = {}
-    for reference in recipe.references():
+    importances = recipe.importances()
+    if importances and (recipe.align is not None or recipe.tokenizer is not None):
+        raise RecipeError("importances are not aligned nor translated; do that with the models first")
+    for reference in dict.fromkeys((*recipe.references(), *importances)):
         opened = open_model(reference.model.path, reference.model.revision, cache_dir=cache, offline=offline)
         if reference.lora is not None:
             opened = add_adapter(opened, reference.lora, cache_dir=cache, offline=offline)
