@@ -137,7 +137,7 @@ def table(rows: dict[str, dict[str, dict[str, object]]], rounds: int) -> str:
     lines += [
         "",
         f"Outputs of the aligned networks change by at most {worst:.1g}. Tracing here is `torch.export`, "
-        "some 2 s in a fresh process whatever the network, which also derives what a hand-written spec would say.",
+        "some 2 s in a fresh process whatever the network; it derives what a hand-written spec would say.",
         "",
     ]
     return "\n".join(lines)

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from metanet.matching.many import Universe as Universe
     from metanet.matching.many import cycle_consistent_matching as cycle_consistent_matching
     from metanet.matching.many import merge_many_matching as merge_many_matching
+    from metanet.matching.orthogonal import orthogonal_matching as orthogonal_matching
     from metanet.matching.singular import singular_vector_alignment as singular_vector_alignment
+    from metanet.matching.straight_through import straight_through_matching as straight_through_matching
     from metanet.matching.weights import Matching as Matching
     from metanet.matching.weights import match_weights as match_weights
     from metanet.matching.weights import weight_matching as weight_matching
@@ -19,8 +21,10 @@ _HOMES = {
     "activation_matching": "activations",
     "cycle_consistent_matching": "many",
     "merge_many_matching": "many",
+    "orthogonal_matching": "orthogonal",
     "singular_vector_alignment": "singular",
     "match_weights": "weights",
+    "straight_through_matching": "straight_through",
     "weight_matching": "weights",
 }
 

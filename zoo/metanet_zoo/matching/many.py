@@ -89,7 +89,7 @@ def match_many_checkpoints(
     if values > MAX_VALUES:
         raise CheckpointError(
             f"{values / 1e6:.0f} million values in {len(models)} models are matched in memory together; at "
-            f"most {MAX_VALUES / 1e6:.0f} million are. Match them pair by pair to the first: metanet match A B"
+            f"most {MAX_VALUES / 1e6:.0f} million are. Match them pair by pair: metanet match A B"
         )
     states = []
     for model, source in zip(models, sources, strict=True):
