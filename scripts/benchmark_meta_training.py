@@ -1,9 +1,9 @@
 """How fast is meta-training, beside `torch.func.vmap(grad)` written the plain way?
 
 The same inner task (an MLP 64-32-32-10 on random images, batches of 128), the same rule and the same number
-of particles, each with meta-parameters of its own. The plain way writes one inner step of one network, its loss
-differentiated by `torch.func.grad`, its rule term by term, and maps it over the particles. Both routes take
-turns and must agree; particle-steps per core-second come from the smallest CPU time of all rounds.
+of particles, each with meta-parameters of its own. The plain way writes one inner step of one network, its
+loss differentiated by `torch.func.grad`, its rule term by term, and maps it over the particles. Both routes
+take turns and must agree; particle-steps per core-second come from the smallest CPU time of all rounds.
 
     python scripts/benchmark_meta_training.py
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import log, pi
 from os import getloadavg
@@ -36,6 +35,7 @@ from metanet.optim.structured import BETAS, EPS, SECOND_BETA
 RESULTS = Path(__file__).parent / "results" / "benchmark_meta_training.md"
 HORIZON = 1000
 Network = dict[str, Tensor]
+Stepped = tuple[Network, Network, Tensor]
 
 
 def loss_of(network: Network, images: Tensor, labels: Tensor) -> Tensor:
@@ -106,7 +106,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(STEPS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    result: Tensor = x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return result
 
 
 class Race:
@@ -124,7 +125,7 @@ class Race:
         self.rule, self.particles = RULES[rule](), particles
         self.task = MLPTask(data, (64, 32, 32, 10))
         changes = torch.randn(particles, self.rule.size, generator=generator) * 0.1
-        self.metas: Mapping[str, Tensor] = self.rule.unpack(changes)
+        self.metas = self.rule.unpack(changes)
         parameters = self.task.initialize(particles, generator)
         self.networks = {n: p.clone() for n, p in zip(self.task.entries, parameters, strict=True)}
         self.states = {n: p.new_zeros(len(p), 4, *p.shape[1:]) for n, p in self.networks.items()}
@@ -152,10 +153,10 @@ class Race:
         for _ in range(steps):
             images, labels = self.task.data.batch(self.indices(self.step))
 
-            def one(metas: Network, network: Network, states: Network, x: Tensor, y: Tensor) -> object:
+            def one(metas: Network, network: Network, states: Network, x: Tensor, y: Tensor) -> Stepped:
                 return plain_step(self.rule, metas, network, states, x, y, self.step)
 
-            mapped = vmap(one)(self.metas, self.networks, self.states, images, labels)
+            mapped: Stepped = vmap(one)(self.metas, self.networks, self.states, images, labels)
             self.networks, self.states, _ = mapped
             self.step += 1
         return time.process_time() - begun
@@ -201,9 +202,9 @@ def main() -> None:
     if not options.print:
         header = (
             f"# Meta-training throughput\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, 1 thread, "
-            f"torch {torch.__version__}, Python {platform.python_version()}; load averages at the start {load}.\n\n"
-            "Particle-steps per core-second on MLPs 64-32-32-10, batches of 128, smallest CPU time of "
-            f"{options.rounds} rounds of {options.steps} steps.\n\n"
+            f"torch {torch.__version__}, Python {platform.python_version()}; load averages at the start "
+            f"{load}.\n\nParticle-steps per core-second on MLPs 64-32-32-10, batches of 128, smallest CPU "
+            f"time of {options.rounds} rounds of {options.steps} steps.\n\n"
         )
         RESULTS.write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
 

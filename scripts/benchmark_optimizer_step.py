@@ -3,7 +3,7 @@
 One thread; gradients are fixed random numbers. The optimizers take turns and the smallest CPU time of all
 rounds counts. *Without turning* gives every matrix the role ``embedding``, whose base direction is Adam's:
 what is left is the network alone. Muon multiplies in bfloat16, which not every CPU does fast; its float32
-twin stands beside it. Memory comes from processes of their own: the peak of the first three steps, less the state.
+twin stands beside it. Memory comes from processes of their own: the peak of three steps, less the state.
 
     python scripts/benchmark_optimizer_step.py
 """
@@ -233,8 +233,8 @@ def main() -> None:
     header = (
         f"# The step of learned optimizers\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, 1 thread, "
         f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), Python "
-        f"{platform.python_version()}; load averages at the start {load}.\n\nSmallest CPU time of all rounds. State "
-        "and transient: floats per parameter; a bucket's transient is its own size times a few, not the model's.\n"
+        f"{platform.python_version()}; load averages at the start {load}.\n\nSmallest CPU time of all "
+        "rounds. State and transient: floats per parameter.\n"
     )
     RESULTS.write_text(header + "\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
 

@@ -20,15 +20,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from metanet.optim.chunks import CHUNK
-from metanet.optim.links import SIDES, Links, Side, sides_of
+from metanet.optim.links import Links
+from metanet.optim.mixing import Passed, UnitMeans, chunk_width, exchange, mixing_metas, rms, whole_rows
 from metanet.optim.rule import Item, Meta, Metas
 from metanet.optim.structured import METAS, StructuredRule
 
@@ -49,34 +48,8 @@ def _metas(hidden: int, *, mixing: bool) -> dict[str, Meta]:
         "own": Meta((0.0,) * hidden, 0.05),
     }
     if mixing:
-        metas |= {name: Meta((0.0,) * hidden, 0.05) for name in ("row", "column", "tensor")}
-        metas |= {f"send_{side}": Meta((0.0,) * hidden, 0.05) for side in SIDES}
-        metas["receive"] = Meta((1.0, 1.0, 1.0), 0.2)
+        metas |= mixing_metas(hidden, 0.05)
     return metas
-
-
-@dataclass(slots=True)
-class Passed:
-    """What one pass of the network over a bucket leaves.
-
-    Args:
-        moved: ``[K, *shape]``: D + rms(D) w·h, to which the mixed terms are still to be added.
-        size: ``[K]``, rms(D).
-        terms: side -> ``[K, length]``: mixed terms of rows, columns or single values.
-        messages: side -> ``[K, length]``: what the units of the side are sent.
-    """
-
-    moved: Tensor
-    size: Tensor
-    terms: dict[Side, Tensor] = field(default_factory=dict)
-    messages: dict[Side, Tensor] = field(default_factory=dict)
-
-    def finish(self) -> Tensor:
-        """Return the direction, with all mixed terms."""
-        for side, term in self.terms.items():
-            scaled = term * self.size[:, None]
-            self.moved += scaled if side == "vector" else scaled.unsqueeze(2 if side == "row" else 1)
-        return self.moved
 
 
 class PerParameterRule(StructuredRule):
@@ -93,7 +66,7 @@ class PerParameterRule(StructuredRule):
         """Return D + rms(D) f for every bucket."""
         passed = [self._pass(metas, item, progress, links) for item in items]
         if links is not None and self.mixing:
-            self._exchange(metas, items, passed, links)
+            exchange(metas, items, passed, links)
         return [result.finish() for result in passed]
 
     def _pass(self, metas: Metas, item: Item, progress: float, links: Links | None) -> Passed:
@@ -102,7 +75,7 @@ class PerParameterRule(StructuredRule):
         features = [item.gradients, *item.state["momenta"], adam, moved, item.values]
         flat = [feature.flatten(1) for feature in features]
         metas = {name: meta.to(moved.device) for name, meta in metas.items()}
-        sizes = torch.stack([_rms(feature) for feature in flat], 1)
+        sizes = torch.stack([rms(feature) for feature in flat], 1)
         weight = metas["first"].unflatten(1, (self.hidden, FEATURES))
         weight = weight / (sizes + sizes.new_tensor(FLOORS))[:, None]
         times = metas["first"].new_tensor([progress - 0.5, 4 * (progress - 0.5) ** 2])
@@ -111,9 +84,9 @@ class PerParameterRule(StructuredRule):
             len(moved), -1, -1
         )
         own = metas["own"][:, None] * sizes[:, 5, None, None]
-        sums = _Means(item, self.hidden, links) if self.mixing else None
-        ones = moved.new_ones(1).expand(len(moved), _width(item.values))
-        for part in _whole_rows(item.values):
+        sums = UnitMeans(item, self.hidden, links) if self.mixing else None
+        ones = moved.new_ones(1).expand(len(moved), chunk_width(item.values))
+        for part in whole_rows(item.values):
             width = part.stop - part.start
             stacked = torch.stack([*(feature[:, part] for feature in flat), ones[:, :width]], 1)
             units = torch.bmm(weight, stacked).clamp_(-1, 1)
@@ -125,22 +98,6 @@ class PerParameterRule(StructuredRule):
             result.terms, result.messages = sums.finish(metas)
         return result
 
-    @staticmethod
-    def _exchange(metas: Metas, items: Sequence[Item], passed: Sequence[Passed], links: Links) -> None:
-        """Add the messages between tensors that share units to the terms of their sides."""
-        known = {
-            item.entry: result
-            for item, result in zip(items, passed, strict=True)
-            if item.entry is not None and links.knows(item.entry)
-        }
-        pools = links.gather({entry: result.messages for entry, result in known.items()})
-        for entry, result in known.items():
-            for side in result.terms:
-                back = links.scatter(entry, side, pools)
-                if back is not None:
-                    receive = metas["receive"][:, SIDES.index(side), None].to(back.device)
-                    result.terms[side] = result.terms[side] + back * receive
-
 
 class MixingRule(PerParameterRule):
     """The structured rule and a network that mixes over rows, columns, tensors, and units across tensors."""
@@ -150,67 +107,3 @@ class MixingRule(PerParameterRule):
     mixing = True
     linked = True
     metas: Mapping[str, Meta] = _metas(8, mixing=True)
-
-
-class _Means:
-    """Means of the hidden units over rows, columns and the tensor, and the linear maps that follow them."""
-
-    def __init__(self, item: Item, hidden: int, links: Links | None) -> None:
-        self.shape = item.values.shape
-        self.sides = sides_of(len(self.shape) - 1)
-        self.linked = links is not None and links.knows(item.entry)
-        self.total = item.values.new_zeros((len(item.values), hidden))
-        self.rows: list[Tensor] = []
-        self.columns = item.values.new_zeros((len(item.values), hidden, self.shape[-1]))
-        self.sent: list[Tensor] = []
-
-    def add(self, units: Tensor, part: slice, metas: Metas) -> None:
-        """Take in the ``[K, hidden, width]`` units of a chunk of whole rows, or of a vector."""
-        if len(self.shape) == 2:
-            self.total += units.sum(2)
-            if self.linked:
-                self.sent.append((metas["send_vector"][:, None] @ units)[:, 0])
-            return
-        grid = units.unflatten(2, (-1, self.shape[2]))
-        self.rows.append(grid.mean(3))
-        self.columns += grid.sum(2)
-
-    def finish(self, metas: Metas) -> tuple[dict[Side, Tensor], dict[Side, Tensor]]:
-        """Return the mixed terms and the messages of every side."""
-
-        def through(name: str, means: Tensor) -> Tensor:
-            return (metas[name][:, None] @ means)[:, 0]
-
-        if len(self.shape) == 2:
-            mean = (metas["tensor"] * self.total).sum(1, keepdim=True) / self.shape[1]
-            messages: dict[Side, Tensor] = {"vector": torch.cat(self.sent, 1)} if self.linked else {}
-            return {"vector": mean.expand(self.shape)}, messages
-        rows, columns = torch.cat(self.rows, 2), self.columns / self.shape[1]
-        terms: dict[Side, Tensor] = {
-            "row": through("row", rows) + (metas["tensor"] * rows.mean(2)).sum(1, keepdim=True),
-            "column": through("column", columns),
-        }
-        if not self.linked:
-            return terms, {}
-        return terms, {"row": through("send_row", rows), "column": through("send_column", columns)}
-
-
-def _width(values: Tensor) -> int:
-    """Return the number of values of one tensor that a chunk has: whole rows of matrices."""
-    width = max(CHUNK // len(values), 1)
-    if values.ndim == 3:
-        width = max(width // values.shape[2], 1) * values.shape[2]
-    return min(width, values[0].numel())
-
-
-def _whole_rows(values: Tensor) -> Iterator[slice]:
-    """Yield the chunks of the flattened values of a bucket."""
-    width, count = _width(values), values[0].numel()
-    for start in range(0, count, width):
-        yield slice(start, min(start + width, count))
-
-
-def _rms(flat: Tensor) -> Tensor:
-    """Return the ``[K]`` root mean squares of ``[K, n]``."""
-    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return norms / sqrt(flat.shape[1])

@@ -12,12 +12,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metanet.optim.celo2 import Celo2Rule
 from metanet.optim.network import MixingRule, PerParameterRule
+from metanet.optim.nominal import DeepSetsRule, UNFRule
 from metanet.optim.rule import UpdateRule
+from metanet.optim.small_fc import SmallFCRule
 from metanet.optim.structured import StructuredRule
 
 RULES: dict[str, type[UpdateRule]] = {
-    rule.name: rule for rule in (StructuredRule, PerParameterRule, MixingRule)
+    rule.name: rule
+    for rule in (
+        StructuredRule,
+        PerParameterRule,
+        MixingRule,
+        SmallFCRule,
+        Celo2Rule,
+        DeepSetsRule,
+        UNFRule,
+    )
 }
 """Update rules by the name that a file of meta-weights gives."""
 SHIPPED = Path(__file__).parent / "weights"

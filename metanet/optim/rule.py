@@ -104,7 +104,7 @@ class UpdateRule(ABC):
     def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
         """Return zero state ``[slots, K, …]`` for a bucket ``[K, rows, columns]`` or ``[K, n]``.
 
-        ``momenta`` (two or more, the second one slow) and ``second`` must be among it.
+        `fallback` needs ``momenta`` (two or more, the second one slow) and ``second``.
         """
 
     @abstractmethod
@@ -125,5 +125,5 @@ class UpdateRule(ABC):
         """
 
     def fallback(self, item: Item) -> Tensor:
-        """Return the direction of Adam, from the state that every rule keeps: momenta and second moment."""
+        """Return the direction that is taken where the rule's own is not finite: Adam's."""
         return item.state["momenta"][1] / (item.state["second"][0].sqrt() + 1e-8)

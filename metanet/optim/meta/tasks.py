@@ -19,20 +19,20 @@ from metanet.optim.links import Links
 from metanet.spec import WeightSpec
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu,
-    "tanh": torch.tanh,
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
 
 _aten = torch.ops.aten
 BACKWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "relu": lambda upper, before, after: _aten.threshold_backward(upper, after, 0),
-    "tanh": lambda upper, before, after: _aten.tanh_backward(upper, after),
-    "gelu": lambda upper, before, after: _aten.gelu_backward(upper, before),
-    "silu": lambda upper, before, after: _aten.silu_backward(upper, before),
+    "relu": lambda upper, _, after: _aten.threshold_backward.grad_input(upper, after, 0, grad_input=upper),
+    "tanh": lambda upper, _, after: _aten.tanh_backward.grad_input(upper, after, grad_input=upper),
+    "gelu": lambda upper, before, _: _aten.gelu_backward.grad_input(upper, before, grad_input=upper),
+    "silu": lambda upper, before, _: _aten.silu_backward.grad_input(upper, before, grad_input=upper),
 }
-"""(gradient above, values before, values after) -> gradient below, of every activation."""
+"""(gradient above, values before, values after) -> gradient below, in place, of every activation."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+r"""A direction from 30 features, of root mean square one; the size of the step is the user's.
+
+The features of VeLO, each divided by its root mean square over the tensor, enter a network with two hidden
+layers of eight units. Its output f gives matrices the direction f / rms(f); vectors and embeddings move by
+Adam:
+
+    p <- p - 10⁻³ lr f / rms(f)
+
+Any scheduler sets ``lr``. Of the original's three outputs the two that it does not use are left out.
+
+References:
+    Moudgil, Knyazev and Belilovsky 2026, Celo2, https://arxiv.org/abs/2602.19142. Metz et al. 2022, VeLO,
+    https://arxiv.org/abs/2211.09760 (features).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from metanet.optim.factored import DECAYS, SECOND_DECAY, accumulate, factored_state, features
+from metanet.optim.links import Links
+from metanet.optim.mixing import whole_rows
+from metanet.optim.pointwise import hidden_units, layers, linear, on_device, sizes
+from metanet.optim.rule import Item, Meta, Metas, UpdateRule
+
+FEATURES = 30
+FLOOR = 1e-5
+
+
+class Celo2Rule(UpdateRule):
+    """See the module's docstring; 329 meta-parameters."""
+
+    name = "celo2"
+    metas: Mapping[str, Meta] = layers((FEATURES, 8, 8, 1))
+
+    def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
+        """Return the accumulators."""
+        return factored_state(shape, like)
+
+    def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
+        """Return 10⁻³: the schedule is the user's."""
+        return metas["bias_2"].new_full((len(metas["bias_2"]),), 1e-3)
+
+    def directions(
+        self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
+    ) -> list[Tensor]:
+        """Return f / rms(f) for matrices, Adam's direction for vectors and embeddings."""
+        return [self._direction(on_device(metas, item.values), item) for item in items]
+
+    def _direction(self, metas: Metas, item: Item) -> Tensor:
+        accumulate(item)
+        if item.values.ndim == 2 or item.role == "embedding":
+            momentum = item.state["momenta"][0] / (1 - DECAYS[0] ** item.count)
+            second = item.state["second"][0] / (1 - SECOND_DECAY**item.count)
+            return momentum.div_(second.sqrt_().add_(1e-8))
+        moved = torch.empty_like(item.values, memory_format=torch.contiguous_format)
+        flat = moved.flatten(1)
+        scale = sizes(item, lambda part: features(item, part, short=True)) + FLOOR
+        for part in whole_rows(item.values):
+            inputs = features(item, part, short=True) / scale
+            flat[:, part] = linear(metas, hidden_units(metas, inputs, 2), 2)[:, 0]
+        size = torch.linalg.vector_norm(flat, dim=1, keepdim=True) / flat.shape[1] ** 0.5
+        flat.div_(size + 1e-8)
+        return moved

@@ -1,0 +1,62 @@
+r"""A network of every parameter alone on 39 features, as published: ``small_fc_lopt``.
+
+28 features of the parameter and Adafactor's accumulators, each divided by its root mean square over the
+tensor, and 11 features of time enter a network with two hidden layers and outputs (d, m):
+
+    p <- p - λ d exp(10⁻³ m),  λ = 10⁻³
+
+The decays of the accumulators are fixed here (the original learns them).
+
+References:
+    Metz, Freeman, Harrison, Maheswaranathan and Sohl-Dickstein 2022, Practical tradeoffs between memory,
+    compute, and performance in learned optimizers, https://arxiv.org/abs/2203.11860.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from metanet.optim.factored import accumulate, factored_state, features
+from metanet.optim.links import Links
+from metanet.optim.mixing import whole_rows
+from metanet.optim.pointwise import TIMES, hidden_units, layers, linear, on_device, sizes, times
+from metanet.optim.rule import Item, Meta, Metas, UpdateRule
+
+FEATURES = 28
+FLOOR = 1e-5
+
+
+class SmallFCRule(UpdateRule):
+    """See the module's docstring; 32 hidden units, 2,402 meta-parameters."""
+
+    name = "small_fc"
+    metas: Mapping[str, Meta] = layers((FEATURES + len(TIMES), 32, 32, 2))
+
+    def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
+        """Return the accumulators."""
+        return factored_state(shape, like)
+
+    def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
+        """Return λ: the network itself sees the time."""
+        return metas["bias_2"].new_full((len(metas["bias_2"]),), 1e-3)
+
+    def directions(
+        self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
+    ) -> list[Tensor]:
+        """Return d exp(10⁻³ m)."""
+        return [self._direction(on_device(metas, item.values), item) for item in items]
+
+    def _direction(self, metas: Metas, item: Item) -> Tensor:
+        accumulate(item)
+        moved = torch.empty_like(item.values, memory_format=torch.contiguous_format)
+        flat, clock = moved.flatten(1), times(item.count - 1, moved)
+        scale = sizes(item, lambda part: features(item, part, short=False)) + FLOOR
+        for part in whole_rows(item.values):
+            own = features(item, part, short=False) / scale
+            inputs = torch.cat([own, clock.expand(len(own), -1, own.shape[2])], 1)
+            found = linear(metas, hidden_units(metas, inputs, 2), 2)
+            flat[:, part] = found[:, 0] * found[:, 1].mul(1e-3).exp_()
+        return moved
