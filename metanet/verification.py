@@ -43,6 +43,8 @@ class Verification:
         dead: groups and actions that no such control could tell from the identity.
         unused: entries that no output depends on.
         draws: elements drawn for each kind.
+        kept: why the example inputs were kept: how the model failed on random ones (floats that hold
+            indices); empty if floating-point inputs were drawn anew.
     """
 
     errors: Mapping[str, float]
@@ -50,6 +52,7 @@ class Verification:
     dead: tuple[str, ...]
     unused: tuple[str, ...]
     draws: int
+    kept: str = ""
 
     @property
     def max_error(self) -> float:
@@ -71,6 +74,8 @@ class Verification:
                 f"negative controls: leaving one tensor out changes the outputs by "
                 f"{self.controls[weakest]:.2g} or more ({len(self.controls)} controls; least for {weakest})"
             )
+        if self.kept:
+            lines.append(f"the inputs were kept as they were given: with random ones, {self.kept}")
         if self.dead:
             lines.append(f"what the outputs do not tell apart: {', '.join(self.dead)}")
         if self.unused:
@@ -92,7 +97,8 @@ def verify(
 
     The model is copied to float64 in evaluation mode and every parameter and buffer gets a generic value
     first: at its initial values, a spec that forgets the statistics of a BatchNorm would pass. Whatever the
-    module casts to a lower precision stays in float64. Floating-point inputs are drawn anew, others kept.
+    module casts to a lower precision stays in float64. Floating-point inputs are drawn anew, others kept;
+    if the model fails on those, all inputs are kept, and the result says so.
 
     Args:
         spec: derived, or written by hand.
@@ -136,7 +142,7 @@ def verify(
     if present:
         draw(TOGETHER, present, permute=True)
     controls, dead = _controls(spec, network)
-    return Verification(errors, controls, dead, network.unused(), draws)
+    return Verification(errors, controls, dead, network.unused(), draws, network.kept)
 
 
 def _controls(spec: WeightSpec, network: _Network) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -233,14 +239,19 @@ class _Network:
     ) -> None:
         self.model = double(_materialised(deepcopy(model)).cpu()).requires_grad_(False)
         self.model.train()  # where modules forget what they computed from parameters that now change
-        self.arguments = tree_map_only(
-            Tensor, lambda tensor: _generic_input(tensor, generator), (args, dict(kwargs))
-        )
+        given = (args, dict(kwargs))
+        self.arguments = tree_map_only(Tensor, lambda tensor: _generic_input(tensor, generator), given)
         self.spec = spec
         self.generator = generator
         self.values: dict[str, Tensor] = {}
         self.expected: list[Tensor] = []
-        self.redraw()
+        self.kept = ""
+        try:
+            self.redraw()
+        except (IndexError, RuntimeError, ValueError) as error:
+            self.kept = " ".join(f"{type(error).__name__}: {error}".split())
+            self.arguments = tree_map_only(Tensor, _given_input, given)
+            self.redraw()
         if not self.expected:
             raise ValueError("the model returns no floating-point tensor, so there is nothing to compare")
         if not all(bool(output.isfinite().all()) for output in self.expected):
@@ -327,6 +338,11 @@ def _materialised(model: nn.Module) -> nn.Module:
 def _generic_input(tensor: Tensor, generator: torch.Generator) -> Tensor:
     if tensor.dtype in WIDE or tensor.dtype in WIDE.values():
         return torch.randn(tensor.shape, generator=generator, dtype=WIDE.get(tensor.dtype, tensor.dtype))
+    return _given_input(tensor)
+
+
+def _given_input(tensor: Tensor) -> Tensor:
+    tensor = tensor.to(WIDE.get(tensor.dtype, tensor.dtype))
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
 
 
@@ -343,12 +359,14 @@ def _generic(
     uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
     positive = role == "running_var" or name.endswith("running_var")
     if positive or (not parameter and tensor.numel() > 0 and bool((tensor > 0).all())):
-        return uniform * 1.5 + 0.5
+        return uniform * 0.8 + 0.6
     if tensor.ndim >= 2:
         fan_in = max(tensor[:1].numel(), 1)
         return (uniform * 2 - 1) * float((6 / fan_in) ** 0.5)
     negative = torch.randint(2, tensor.shape, generator=generator).bool()
-    return torch.where(negative, -1.0, 1.0) * (uniform * 0.6 + 0.2)
+    added = role in ("bias", "running_mean") or name.endswith(("bias", "running_mean"))
+    size = uniform * 0.3 + 0.05 if added else uniform * 0.8 + 0.7  # gains that keep a deep signal alive
+    return torch.where(negative, -1.0, 1.0) * size
 
 
 def _plain(value: Any) -> Any:

@@ -220,6 +220,45 @@ def test_bad_arguments(name: str) -> None:
         act()
 
 
+class Positions(nn.Module):
+    """Reads whole numbers from the first column of floats, as Pix2Struct does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.second = nn.Embedding(4, 6), nn.Linear(2, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(torch.relu(self.first(x[:, 1:]) + self.table(x[:, 0].long() - 10)))
+        return y
+
+
+def test_inputs_are_kept_where_random_ones_fail() -> None:
+    model, x = Positions(), torch.tensor([[10.0, 0.3, -1.2], [13.0, 1.4, 0.2]])
+    spec = spec_of(model, x)
+    assert [group.size for group in spec.groups] == [6]
+    verification = verify(spec, model, x)
+    assert verification.ok
+    assert verification.kept.startswith("IndexError: ")
+    assert "the inputs were kept as they were given: with random ones, IndexError" in str(verification)
+    assert not verification.dead
+    rows = [" ".join(row.split()) for row in str(permutations_of(spec)).splitlines()]
+    rows[rows.index("first.bias first")] = "first.bias 6"
+    wrong = WeightSpec.parse("\n".join(rows))
+    assert not verify(wrong, model, x).ok
+    with pytest.raises(IndexError):
+        verify(spec, model, x + 9)
+
+
+def test_a_signal_outlives_many_layers() -> None:
+    blocks = [part for _ in range(24) for part in (nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())]
+    model, x = nn.Sequential(*blocks, nn.Linear(6, 2)), image(3, 6)
+    verification = verify(spec_of(model, x), model, x, draws=1)
+    assert verification.ok
+    assert not verification.dead
+    assert len([name for name in verification.controls if " " not in name]) == 24
+    assert min(verification.controls.values()) > 1e-4
+
+
 class Remembering(nn.Module):
     """Keeps a table that it made of its parameters, as LeViT does with its position biases."""
 
