@@ -52,6 +52,9 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs=dict(kwargs), strict=False)
             changing = [node for node in program.graph.nodes if _mutates(node)]
+            if changing:
+                _leave_out_dropout(program.graph_module)
+                changing = [node for node in program.graph.nodes if _mutates(node)]
             for node in changing:
                 _refuse_silent_alias(node)
             if changing:
@@ -202,6 +205,20 @@ def _makes_anew(node: fx.Node) -> bool:
 def _mutates(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and not in_place_of_own(node)
+
+
+def _leave_out_dropout(module: fx.GraphModule) -> None:
+    """Read what dropout was given in place of what it returns: in evaluation that is the very same tensor."""
+    for node in list(module.graph.nodes):
+        if (
+            str(node.target) in ("aten.dropout.default", "aten.feature_dropout.default")
+            and len(node.args) == 3
+            and node.args[2] is False
+            and all(user.op != "output" for user in node.users)
+        ):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def _refuse_silent_alias(node: fx.Node) -> None:

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from metanet import spec_of, verify
-from metanet.tracing import DerivationError, export, in_place_of_own
+from metanet.tracing import DerivationError, _refuse_silent_alias, export, in_place_of_own
 
 
 class Renormalised(nn.Module):
@@ -53,15 +53,18 @@ def test_a_tensor_that_was_read_before_may_be_changed_in_place() -> None:
 class DroppedInPlace(nn.Module):
     """Changes in place what dropout returns: in evaluation, what it was given; ``again`` reads that too."""
 
-    def __init__(self, *, again: bool) -> None:
+    def __init__(self, *, again: bool, part: bool = False) -> None:
         super().__init__()
         self.first, self.drop, self.second = nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)
-        self.again = again
+        self.again, self.part = again, part
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         changed = self.drop(x)
-        changed /= 2 + changed.square().sum(-1, keepdim=True)
+        if self.part:
+            changed[:, :3] *= 2
+        else:
+            changed /= 2 + changed.square().sum(-1, keepdim=True)
         result: Tensor = self.second(x if self.again else changed)
         return result
 
@@ -72,8 +75,19 @@ def test_dropout_returns_what_it_was_given() -> None:
     spec = spec_of(model, x)
     assert [group.size for group in spec.groups] == [8]
     assert verify(spec, model, x).ok
+    model = DroppedInPlace(again=True)
+    spec = spec_of(model, x)
+    assert [group.size for group in spec.groups] == [8]
+    assert verify(spec, model, x).ok
+    model = DroppedInPlace(again=True, part=True)
+    spec = spec_of(model, x)  # what is read again was changed too
+    assert all(group.size < 8 for group in spec.groups)
+    assert verify(spec, model, x).ok
+    graph = fx.Graph()
+    given = graph.placeholder("given")
+    dropped = graph.call_function(torch.ops.aten.alpha_dropout.default, (given, 0.5, False))
     with pytest.raises(DerivationError, match="write the operation out of place"):
-        spec_of(DroppedInPlace(again=True), x)
+        _refuse_silent_alias(graph.call_function(torch.ops.aten.div_.Tensor, (dropped, given)))
 
 
 @pytest.mark.parametrize("late", ["", "view", "weights"])
