@@ -169,7 +169,7 @@ class _Interpreter:
                         value.labels = values[0].labels
                 return result
             found = f"its rule gives {shapes} where the operation gives {call.shapes}"
-        except (AssertionError, LookupError) as error:
+        except (AssertionError, LookupError, StopIteration, ValueError) as error:
             found = f"its rule does not cover this form: {error!r}"
         return self.unknown(call, found)
 

@@ -42,6 +42,10 @@ def split(call: Call) -> Result:
     x = next(value for _, value in call.values())
     at = call.dim("dim", len(x.dims))
     ends = list(accumulate(shape[at] for shape in call.shapes))
+    if ends[-1] != x.dims[at].size:  # sizes that depend on values are stood for by primes
+        call.fix(x.dims[at])
+        sizes = [shape[at] for shape in call.shapes]
+        return [_part(call, x, at, fixed(size), 0) for size in sizes]
     starts = [0, *ends[:-1]]
     inner = sorted({end for end in ends if 0 < end < x.dims[at].size})
     parts = iter(call.cut(x.dims[at], inner))
