@@ -73,6 +73,8 @@ class Row:
         dead: groups that the outputs do not tell apart.
         derive_seconds: of processor time, with export; None if it was not measured alone.
         verify_seconds: the same for the numerical proof.
+        kept: why the proof kept the example inputs, if it did.
+        commit: of the code that gave this row.
     """
 
     family: str
@@ -93,6 +95,8 @@ class Row:
     dead: list[str] = field(default_factory=list)
     derive_seconds: float | None = 0.0
     verify_seconds: float | None = 0.0
+    kept: str = ""
+    commit: str = ""
 
     @property
     def missing(self) -> list[str]:
@@ -148,6 +152,7 @@ def measured(family: Family, limit: int, draws: int) -> Row:
             proof = verify(spec, model, *args, draws=draws, **kwargs)
             row.verify_seconds = time.process_time() - start
             row.stage, row.error, row.errors = "done", proof.max_error, dict(proof.errors)
+            row.kept = proof.kept
             row.control, row.dead = min(proof.controls.values(), default=None), list(proof.dead)
     except (Exception, TooSlow) as error:
         if row.stage == "export" and "cannot be exported" not in str(error):
@@ -202,7 +207,9 @@ def table(rows: Sequence[Row]) -> str:
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     lines = ["# Architectures", ""]
     lines += [f"{now}; {machine}; torch {torch.__version__}, Python {platform.python_version()}.", ""]
-    lines += [PREFACE, ""]
+    commits = Counter(row.commit or "not recorded" for row in rows if row.stage != "run")
+    recorded = ", ".join(f"`{commit}` ({count} rows)" for commit, count in commits.most_common())
+    lines += [f"Commit: {recorded}.", "", PREFACE, ""]
     lines += summary(rows)
     for heading in dict.fromkeys(row.group for row in rows):
         lines += ["", f"## {heading[:1].upper()}{heading[1:]}", ""]
@@ -240,6 +247,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="run the families that have no result")
     parser.add_argument("--limit", type=int, default=120, help="seconds of processor time a family may take")
     parser.add_argument("--draws", type=int, default=3, help="elements of each kind")
+    parser.add_argument("--commit", default="", help="of the code that runs, for the record")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -256,6 +264,7 @@ def main() -> None:
         for family in chosen:
             progress.update(task, description=f"{family.name:<34}")
             row = measured(family, options.limit, options.draws)
+            row.commit = options.commit
             rows[family.name] = row
             with lines.open("a") as file:
                 file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")

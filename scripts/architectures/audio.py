@@ -108,7 +108,7 @@ AUDIO = families(
             input_values=normal(1, 1, 64),
         ),
         "Moonshine": pretrained(
-            "MoonshineForConditionalGeneration", input_values=normal(1, 1024), decoder_input_ids=tokens(1, 5)
+            "MoonshineForConditionalGeneration", input_values=normal(1, 2048), decoder_input_ids=tokens(1, 5)
         ),
         "UnivNet": pretrained(
             "UnivNetModel",

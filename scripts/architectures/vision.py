@@ -45,10 +45,10 @@ CLASSIFIERS = families(
             config={
                 "hidden_sizes": [16, 20, 24],
                 "neck_hidden_sizes": [8, 8, 12, 16, 16, 20, 24],
-                "image_size": 64,
+                "image_size": 128,
                 "patch_size": 2,
             },
-            **LARGE,
+            pixel_values=normal(1, 3, 128, 128),
         ),
         "MobileViT v2": pretrained(
             "MobileViTV2ForImageClassification",
@@ -65,16 +65,16 @@ CLASSIFIERS = families(
             },
             **IMAGE,
         ),
-        "PoolFormer": pretrained("PoolFormerForImageClassification", **IMAGE),
+        "PoolFormer": pretrained("PoolFormerForImageClassification", **LARGE),
         "PVT": pretrained(
             "PvtForImageClassification",
-            config={"num_attention_heads": [1, 2, 2, 4], "image_size": 32},
-            **IMAGE,
+            config={"num_attention_heads": [1, 2, 2, 4], "image_size": 64},
+            **LARGE,
         ),
         "PVT v2": pretrained(
             "PvtV2ForImageClassification",
-            config={"num_attention_heads": [1, 2, 2, 4], "mlp_ratios": [2, 2, 2, 2], "image_size": 32},
-            **IMAGE,
+            config={"num_attention_heads": [1, 2, 2, 4], "mlp_ratios": [2, 2, 2, 2], "image_size": 64},
+            **LARGE,
         ),
         "FocalNet": pretrained(
             "FocalNetForImageClassification",
@@ -99,15 +99,15 @@ CLASSIFIERS = families(
                 "num_attention_heads": [2, 3, 4],
                 "depths": [1, 1, 1],
                 "key_dim": [8, 8, 8],
-                "image_size": 64,
+                "image_size": 128,
                 "patch_size": 16,
             },
-            **LARGE,
+            pixel_values=normal(1, 3, 128, 128),
         ),
         "CvT": pretrained(
             "CvtForImageClassification",
             config={"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
-            **IMAGE,
+            **LARGE,
         ),
         "BiT": pretrained(
             "BitForImageClassification", config={"embedding_size": 8, "num_groups": 4}, **IMAGE
