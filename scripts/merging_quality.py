@@ -40,7 +40,7 @@ PAIRS = {
 POINTS = 25
 CALIBRATION = 2000
 """Training images that corrections look at."""
-TRAINING = {"mnist": 20000, "fashion-mnist": 20000, "cifar10": 5000}
+TRAINING = {"mnist": 20000, "fashion-mnist": 20000, "cifar10": 2000}
 """Training images over which the loss along the path is measured: the first ones."""
 
 
@@ -133,7 +133,7 @@ def table(results: Mapping[str, list[dict[str, object]]]) -> str:
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, torch {torch.__version__}. Accuracy on test "
         "images in percent; barrier: the largest height of the training loss over 25 points above the chord "
-        "(the first 20,000 training images, CIFAR-10: 5,000). Mean over pairs, then the worst pair.",
+        "(the first 20,000 training images, CIFAR-10: 2,000). Mean over pairs, then the worst pair.",
         "",
         "| data, network | merge | ends | midpoint | barrier | alignment of singular vectors |",
         "|---|---|---|---|---|---|",
