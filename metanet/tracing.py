@@ -135,7 +135,7 @@ def _no_conversion() -> Iterator[None]:
         return self
 
     try:
-        nn.Module._apply = unconverted  # type: ignore[method-assign, assignment]
+        nn.Module._apply = unconverted  # type: ignore[method-assign]
         yield
     finally:
         nn.Module._apply = before  # type: ignore[method-assign]
