@@ -60,8 +60,8 @@ def mlp(width: int, layers: int) -> nn.Module:
 
 MODELS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "MLP 4 x 512² (1.05 M)": (lambda: mlp(512, 4), lambda: torch.zeros(2, 512)),
-    "MLP 10 x 1024² (10.5 M)": (lambda: mlp(1024, 10), lambda: torch.zeros(2, 1024)),
     "transformer (1.05 M)": (Transformer, lambda: torch.zeros(2, 8, dtype=torch.long)),
+    "MLP 10 x 1024² (10.5 M)": (lambda: mlp(1024, 10), lambda: torch.zeros(2, 1024)),
 }
 
 
@@ -224,19 +224,18 @@ def main() -> None:
         print(json.dumps(memory(*options.memory)))
         return
     load = ", ".join(f"{value:.1f}" for value in getloadavg())
-    parts = []
-    for model in (name for name in MODELS if name.startswith(tuple(options.models))):
-        parts.append(table(model, measure(model, options.kinds, options.rounds)))
-        print(parts[-1], flush=True)
-    if options.print:
-        return
     header = (
         f"# The step of learned optimizers\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, 1 thread, "
         f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), Python "
         f"{platform.python_version()}; load averages at the start {load}.\n\nSmallest CPU time of all "
         "rounds. State and transient: floats per parameter.\n"
     )
-    RESULTS.write_text(header + "\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+    parts = [header]
+    for model in (name for name in MODELS if name.startswith(tuple(options.models))):
+        parts.append(table(model, measure(model, options.kinds, options.rounds)) + "\n")
+        print(parts[-1], flush=True)
+        if not options.print:
+            RESULTS.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

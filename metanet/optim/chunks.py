@@ -10,9 +10,11 @@ CHUNK = 1 << 14
 """Numbers of one bucket that are handled at once."""
 
 
-def chunks(flat: Tensor) -> Iterator[slice]:
-    """Yield slices of the last dimension of ``[K, n]``, of `CHUNK` numbers or at least one column each."""
+def chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield contiguous parts of ``[K, n]`` of `CHUNK` numbers: some whole rows, or a part of one."""
     count, length = flat.shape
-    width = max(CHUNK // count, 1)
-    for start in range(0, length, width):
-        yield slice(start, min(start + width, length))
+    height = max(CHUNK // max(length, 1), 1)
+    width = max(min(length, CHUNK), 1)
+    for top in range(0, count, height):
+        for start in range(0, length, width):
+            yield slice(top, min(top + height, count)), slice(start, min(start + width, length))

@@ -126,14 +126,15 @@ class StructuredRule(UpdateRule):
             outputs.append((mixed.flatten(1), weights("momentum")))
         spread = (1 - SECOND_BETA**item.count) ** -0.5
         for part in chunks(gradients):
-            gradient = gradients[:, part]
-            carried = [momentum[:, part] for momentum in momenta]
+            gradient = gradients[part]
+            carried = [momentum[part] for momentum in momenta]
             for beta, momentum in zip(BETAS, carried, strict=True):
                 momentum.lerp_(gradient, 1 - beta)
-            square = second[:, part].mul_(SECOND_BETA)
+            square = second[part].mul_(SECOND_BETA)
             square.addcmul_(gradient, gradient, value=1 - SECOND_BETA)
             for output, by in outputs:
-                total = torch.mul(gradient, by[0], out=output[:, part])
-                for term, amount in zip(carried, by[1:], strict=True):
+                here = [amount[part[0]] if isinstance(amount, Tensor) else amount for amount in by]
+                total = torch.mul(gradient, here[0], out=output[part])
+                for term, amount in zip(carried, here[1:], strict=True):
                     add_scaled(total, term, amount)
-            outputs[0][0][:, part].div_(square.sqrt().mul_(spread).add_(EPS))
+            outputs[0][0][part].div_(square.sqrt().mul_(spread).add_(EPS))
