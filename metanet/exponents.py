@@ -25,7 +25,7 @@ from metanet.action import Action, ActionKind, Term
 from metanet.axis import Axis, Perm, Role, atoms, map_perms
 from metanet.chain import beside, chain_of, unit_leaves
 from metanet.equations import Mode
-from metanet.leaf import leaves_of
+from metanet.leaf import apart, leaves_of
 from metanet.linear_forms import LinearSystem, independent, sparse
 from metanet.phases import phase_of
 from metanet.propagation import Network, Place, Propagation
@@ -228,25 +228,48 @@ def _contained(network: Network, group: Group, inner: Mapping[str, Found]) -> di
         kind = LARGEST.get(action.kind)
         for place, axis in enumerate(action.axes):
             if kind is not None and isinstance(axis, Perm) and axis.group == group.name:
-                terms = [(network.entry(term.entry), term.leaves[place], term.power) for term in action.terms]
-                result[kind].append({(entry, leaf): power for entry, leaf, power in terms})
+                terms = dict.fromkeys(
+                    (network.entry(term.entry), term.leaves, term.power) for term in action.terms
+                )
+                powers = (((entry, leaves[place]), power) for entry, leaves, power in terms)
+                result[kind].append(_gathered(powers, kind))
     for name, found in inner.items():
-        if network.spec.group[name].parent == group.name:
-            for _, known in KINDS:
-                lifts = (_lifted(network, vector, group.name) for vector in found.of(known))
-                result[known] += [lift for lift in lifts if lift is not None]
+        chain = chain_of(network.spec.group, name)
+        if group.name not in chain[:-1]:
+            continue
+        for _, known in KINDS:
+            for vector in found.of(known):
+                lift: Vector | None = vector
+                for parent in reversed(chain[chain.index(group.name) : -1]):
+                    lift = None if lift is None else _lifted(network, lift, parent, known)
+                if lift is not None:
+                    result[known].append(lift)
     return result
 
 
-def _lifted(network: Network, vector: Vector, parent: str) -> Vector | None:
-    """Return a vector at the places of a parent that go with those of a group nested under it."""
-    lifted: dict[Place, int] = {}
+def _lifted(network: Network, vector: Vector, parent: str, kind: ActionKind) -> Vector | None:
+    """Return a vector at the places of a parent that go with those of a group nested under it.
+
+    None if there is none: a factor of one part of what a unit of the parent holds is no factor of the unit.
+    """
+    powers: list[tuple[Place, int]] = []
     for (entry, leaf), power in vector.items():
         found = beside(network.spec.axes[entry], leaf, parent)
-        if found is None:
+        leaves = leaves_of(network.spec.axes[entry])
+        if found is None or any(
+            apart([leaves[leaf]], [other]) and not apart([leaves[found]], [other]) for other in leaves
+        ):
             return None
-        lifted[entry, found] = power
-    return lifted
+        powers.append(((entry, found), power))
+    return _gathered(powers, kind)
+
+
+def _gathered(powers: Iterable[tuple[Place, int]], kind: ActionKind) -> Vector:
+    """Return the total power at every place: units may stand twice beside one unit of their parent."""
+    total: dict[Place, int] = {}
+    for place, power in powers:
+        total[place] = total.get(place, 0) + power
+    return {place: power % 2 if kind == "sign" else power for place, power in total.items()}
 
 
 def _actions(network: Network, found: Mapping[str, Found]) -> list[Action]:

@@ -134,3 +134,43 @@ def test_an_equation_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(model, x)
     assert spec.dimension() > 0
     assert not verify(spec, model, x, draws=1).ok
+
+
+# function of expert weights w (3 -> 5) and readers r, their shapes -> the one action
+NESTED: dict[str, tuple[Function, dict[str, tuple[int, ...]], str]] = {
+    "units that stand twice beside their expert": (
+        lambda p, x: torch.einsum("beh,beg,ehgo->bo", torch.relu(experts(p, x)), experts(p, x), p["r"]),
+        {"w": (4, 3, 5), "r": (4, 5, 5, 2)}, "positive_scale: p.w -1, p.r 1, p.r 1",
+    ),
+    "units of units, whose scales contain those of both above": (
+        lambda p, x: torch.einsum("befh,efho->bo", torch.relu(experts(p, x, "bi,efih->befh")), p["r"]),
+        {"w": (4, 2, 3, 5), "r": (4, 2, 5, 2)}, "positive_scale: p.w 1, p.r -1",
+    ),
+}  # fmt: skip
+
+
+def experts(p: Any, x: Tensor, equation: str = "bi,eih->beh") -> Tensor:
+    return torch.einsum(equation, x, p["w"])
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_what_units_of_experts_have_contains_what_the_experts_have(name: str) -> None:
+    function, shapes, expected = NESTED[name]
+    model, x = Net(function, **shapes), image(2, 3)
+    spec = spec_of(model, x)
+    assert verify(spec, model, x).ok
+    [action] = spec.actions
+    powers = ", ".join(f"{term.entry} {term.power}" for term in action.terms)
+    assert f"{action.kind}: {powers}" == expected
+    assert len(action.axes) == len(spec.groups)
+
+
+def test_a_factor_of_a_part_of_an_expert_is_no_factor_of_the_expert() -> None:
+    def function(p: Any, x: Tensor) -> Tensor:
+        gate, up = experts(p, x).chunk(2, -1)
+        return torch.einsum("beh,eho->bo", torch.relu(gate) * up, p["r"])
+
+    model, x = Net(function, w=(4, 3, 10), r=(4, 5, 2)), image(2, 3)
+    spec = spec_of(model, x)
+    assert verify(spec, model, x).ok
+    assert [action.kind for action in spec.actions if len(action.axes) == 2] == ["scale", "positive_scale"]
