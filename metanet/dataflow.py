@@ -117,6 +117,17 @@ class Dataflow:
             return moved if result[moved] == mine[dim] else None
         return None
 
+    def split(self, reader: int, dim: int) -> list[int]:
+        """Return the dimensions of more than one index into which a reshape splits one, or none."""
+        before, after = self.shapes[self.operations[reader].inputs[0]], self.shapes[reader]
+        inner, places, size, product = prod(before[dim + 1 :]), list[int](), 1, 1
+        for d in reversed(range(len(after))):
+            if product == inner * size and size < before[dim] and after[d] > 1:
+                places.insert(0, d)
+                size *= after[d]
+            product *= after[d]
+        return places if size == before[dim] else []
+
     def number(self, op: Operation) -> float | None:
         """Return the number that an elementwise operation on one tensor takes, or None."""
         scalar = op.attribute("scalar")

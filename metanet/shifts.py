@@ -104,24 +104,20 @@ class _Tolerance:
             passed = self.passed(reader, slot, dims)
             return {d for d in passed if self.size_at(other, d - len(shape)) == 1}
         additive = op.kind in ("add", "sub") and (len(op.inputs) == 2 or not op.attribute("reverse"))
-        moves = op.kind in (
-            "reshape",
-            "transpose",
-            "expand",
-            "slice",
-            "cat",
-            "select",
-            "stack",
-            "mean",
-            "sum",
-        )
-        if additive or moves or self.flow.scales(op):
+        if additive or op.kind in MOVES or self.flow.scales(op):
             return self.passed(reader, slot, dims)
         return set()
 
     def passed(self, reader: int, slot: int, dims: set[int]) -> set[int]:
         """Return the dimensions that go where the operation's result tolerates changes."""
-        return {d for d in dims if self.flow.forward(reader, slot, d) in self.dims[reader]}
+        return {d for d in dims if self.dims[reader].intersection(self.goes(reader, slot, d))}
+
+    def goes(self, reader: int, slot: int, dim: int) -> list[int]:
+        """Return along which dimensions of a result a change is constant that was along one of a value."""
+        if self.flow.operations[reader].kind == "reshape":
+            return self.flow.split(reader, dim)
+        moved = self.flow.forward(reader, slot, dim)
+        return [] if moved is None else [moved]
 
     def size_at(self, position: int, dim: int) -> int:
         """Return the size of a dimension counted from the end; missing ones have size one."""
@@ -258,8 +254,8 @@ class _Tolerance:
         at = op.attribute("dim")
         if op.kind not in ("reshape", "transpose", "slice", "select") and not self.flow.scales(op):
             return None
-        moved = {d: self.flow.forward(reader, slot, d) for d in (*alike, *masks)}
-        kept = {m for d in alike if (m := moved[d]) is not None}
+        moved = {d: self.flow.forward(reader, slot, d) for d in masks}
+        kept = {place for d in alike for place in self.goes(reader, slot, d)}
         result: dict[int, Tensor] = {}
         for d, mask in masks.items():
             place = moved[d]
@@ -279,16 +275,8 @@ class _Tolerance:
 
     def unfolded(self, reader: int, dim: int, mask: Tensor) -> dict[int, Tensor]:
         """Return the masks of the dimensions that a reshape makes of one; none where they do not factor."""
-        before = self.flow.shapes[self.flow.operations[reader].inputs[0]]
-        after = self.flow.shapes[reader]
-        inner = int(torch.tensor(before[dim + 1 :]).prod())
-        places, size, product = list[int](), 1, 1
-        for d in reversed(range(len(after))):
-            if product == inner * size and size < before[dim]:
-                places.insert(0, d)
-                size *= after[d]
-            product *= after[d]
-        if size != before[dim]:
+        after, places = self.flow.shapes[reader], self.flow.split(reader, dim)
+        if not places:
             return {}
         cube = mask.reshape([after[d] for d in places])
         found = {d: cube.movedim(i, 0).flatten(1).any(1) for i, d in enumerate(places)}

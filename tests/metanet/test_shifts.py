@@ -58,13 +58,17 @@ class PostNorm(Stream):
 class Attention(nn.Module):
     """Fused or separate projections, with or without rotary positions, one fused kernel or written out."""
 
-    def __init__(self, *, rotary: bool = False, eager: bool = False, cosine: bool = False) -> None:
+    def __init__(
+        self, *, rotary: bool = False, eager: bool = False, cosine: bool = False, merged: bool = False
+    ) -> None:
         super().__init__()
+        self.merged = merged
         self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 6)
         self.rotary, self.eager, self.cosine = rotary, eager, cosine
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        rows = self.qkv(x.flatten(0, 1)).view(*x.shape[:2], -1) if self.merged else self.qkv(x)
+        q, k, v = rows.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
         if self.rotary:
             angle = torch.arange(x.shape[1])[:, None] * torch.tensor([1.0, 0.1]).repeat(2)
             q, k = (t * angle.cos() + torch.cat([-t[..., 2:], t[..., :2]], -1) * angle.sin() for t in (q, k))
@@ -76,6 +80,20 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         z: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return z
+
+
+class RepeatedKeys(nn.Module):
+    """Each of two keys and values serves two queries, by copies of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(a, b) for a, b in ((6, 12), (6, 6), (6, 6), (12, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+        y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return y
 
 
 class Patches(nn.Module):
@@ -128,6 +146,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
     ),
     "key bias": (Attention, VALUES, {"qkv.bias": "shift qkv.head qkv.qk"}),
     "key bias, eager": (lambda: Attention(eager=True), VALUES, {"qkv.bias": "shift qkv.head qkv.qk"}),
+    "key bias, batch and positions merged": (
+        lambda: Attention(merged=True), torch.zeros(2, 3, 6), {"qkv.bias": "shift qkv.head qkv.qk"}
+    ),
+    "key bias, repeated heads": (
+        RepeatedKeys, VALUES, {"k.bias": "shift q.head q.qk"}
+    ),
     "key bias, rotary": (lambda: Attention(rotary=True), VALUES, {}),
     "key bias, normalised": (lambda: Attention(cosine=True), VALUES, {}),
 }  # fmt: skip
