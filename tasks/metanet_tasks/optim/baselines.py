@@ -64,12 +64,12 @@ def _schedule_free(model: nn.Module, rate: float, steps: int) -> list[Optimizer]
 
 
 def _spaced(low: float, high: float, count: int) -> tuple[float, ...]:
-    return tuple(low * (high / low) ** (i / (count - 1)) for i in range(count))
+    return tuple(float(f"{low * (high / low) ** (i / (count - 1)):.6g}") for i in range(count))
 
 
 BASELINES: Mapping[str, Baseline] = {
     "SGD-momentum": Baseline(_sgd, _spaced(0.0125, 0.4, 6)),
-    "AdamW": Baseline(_adamw, _spaced(0.001, 0.032, 6)),
+    "AdamW": Baseline(_adamw, _spaced(0.001, 0.128, 8)),
     "Muon + AdamW": Baseline(_muon, _spaced(0.003, 0.096, 6)),
     "SOAP": Baseline(_soap, _spaced(0.001, 0.064, 7)),
     "schedule-free AdamW": Baseline(_schedule_free, _spaced(0.002, 0.128, 7), ("constant",)),
