@@ -74,7 +74,8 @@ class PerParameterRule(StructuredRule):
         moved, adam = self.base(metas, item, progress)
         features = [item.gradients, *item.state["momenta"], adam, moved, item.values]
         flat = [feature.flatten(1) for feature in features]
-        metas = {name: meta.to(moved.device) for name, meta in metas.items()}
+        if moved.device != metas["first"].device:
+            metas = {name: meta.to(moved.device) for name, meta in metas.items()}
         sizes = torch.stack([rms(feature) for feature in flat], 1)
         weight = metas["first"].unflatten(1, (self.hidden, FEATURES))
         weight = weight / (sizes + sizes.new_tensor(FLOORS))[:, None]

@@ -35,7 +35,8 @@ def orthogonalize(matrices: Tensor, *, steps: int = STEPS, eps: float = 1e-7) ->
         ``[K, rows, columns]``.
     """
     wide = matrices.size(-2) <= matrices.size(-1)
-    x = matrices if wide else matrices.mT
+    x = matrices[0] if len(matrices) == 1 else matrices  # one matrix multiplies faster without a batch
+    x = x if wide else x.mT
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + eps)
     if _narrow(x):
         narrow = x.bfloat16()
@@ -48,7 +49,7 @@ def orthogonalize(matrices: Tensor, *, steps: int = STEPS, eps: float = 1e-7) ->
         for _ in range(steps):
             x = _apply(x @ x.mT, x)
     result: Tensor = x if wide else x.mT
-    return result
+    return result[None] if len(matrices) == 1 else result
 
 
 def _narrow(x: Tensor) -> bool:
@@ -66,7 +67,8 @@ def _fast_bfloat16() -> bool:
 def _apply(gram: Tensor, x: Tensor) -> Tensor:
     """Return P X."""
     a, b, c = COEFFICIENTS
-    return torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    product = torch.addmm if x.ndim == 2 else torch.baddbmm
+    return product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
 
 
 def _accumulated(gram: Tensor, steps: int) -> Tensor:
@@ -74,7 +76,8 @@ def _accumulated(gram: Tensor, steps: int) -> Tensor:
     a, b, c = COEFFICIENTS
     product: Tensor | None = None
     for step in range(steps):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        product_of = torch.addmm if gram.ndim == 2 else torch.baddbmm
+        polynomial = product_of(gram, gram, gram, beta=b, alpha=c)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         product = polynomial if product is None else polynomial @ product
         if step < steps - 1:

@@ -58,4 +58,6 @@ def sizes(item: Item, features: Callable[[slice], Tensor]) -> Tensor:
 
 def on_device(metas: Metas, like: Tensor) -> Mapping[str, Tensor]:
     """Return meta-parameters where the tensors are."""
+    if next(iter(metas.values())).device == like.device:
+        return metas
     return {name: meta.to(like.device) for name, meta in metas.items()}
