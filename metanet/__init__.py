@@ -22,12 +22,12 @@ _EXPORTS = {
     "WeightFeatures": "metanet.features",
     "WeightSpec": "metanet.spec",
     "blocks_of": "metanet.blocks",
-    "canonical_form": "metanet.canonical",
-    "canonicalize": "metanet.canonical",
-    "fold_gains": "metanet.folding",
-    "from_graph": "metanet.graph",
+    "canonical_form": "metanet.canonical.form",
+    "canonicalize": "metanet.canonical.form",
+    "fold_gains": "metanet.freedoms.folding",
+    "from_graph": "metanet.graphs.conversion",
     "spec_of": "metanet.derive",
-    "to_graph": "metanet.graph",
+    "to_graph": "metanet.graphs.conversion",
     "verify": "metanet.verification",
 }
 _SUBMODULES = ("nn", "testing")
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from metanet.axis import Product as Product
     from metanet.blocks import Block as Block
     from metanet.blocks import blocks_of as blocks_of
-    from metanet.canonical import canonical_form as canonical_form
-    from metanet.canonical import canonicalize as canonicalize
+    from metanet.canonical.form import canonical_form as canonical_form
+    from metanet.canonical.form import canonicalize as canonicalize
     from metanet.derive import spec_of as spec_of
     from metanet.features import WeightFeatures as WeightFeatures
-    from metanet.folding import fold_gains as fold_gains
-    from metanet.graph import from_graph as from_graph
-    from metanet.graph import to_graph as to_graph
+    from metanet.freedoms.folding import fold_gains as fold_gains
+    from metanet.graphs.conversion import from_graph as from_graph
+    from metanet.graphs.conversion import to_graph as to_graph
     from metanet.group import GroupElement as GroupElement
     from metanet.skeleton import Operation as Operation
     from metanet.spec import Freedom as Freedom

@@ -8,18 +8,18 @@ from typing import Any
 from torch import nn
 
 from metanet.axis import Axis, axis_size
-from metanet.dimension import Dim, axis_of, leaves
-from metanet.exponents import with_freedoms
-from metanet.interpreter import Interpretation, interpret
-from metanet.naming import name_groups
-from metanet.nesting import with_nesting
-from metanet.orthogonal import with_orthogonal
-from metanet.rotary import with_rotations
+from metanet.derivation.dimension import Dim, axis_of, leaves
+from metanet.derivation.interpreter import Interpretation, interpret
+from metanet.derivation.naming import name_groups
+from metanet.derivation.tracing import DerivationError, export, ties_of
+from metanet.freedoms.exponents import with_freedoms
+from metanet.freedoms.orthogonal import with_orthogonal
+from metanet.freedoms.rotary import with_rotations
+from metanet.freedoms.shifts import with_shifts
+from metanet.nesting.analysis import with_nesting
 from metanet.rules.registry import Draft
-from metanet.shifts import with_shifts
 from metanet.skeleton import Operation
 from metanet.spec import Group, LostFreedom, WeightSpec
-from metanet.tracing import DerivationError, export, ties_of
 
 __all__ = ["DerivationError", "spec_of"]
 

@@ -20,7 +20,10 @@ from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 import torch
 from torch import Tensor
 
-from metanet.acting import (
+from metanet.action import Term
+from metanet.axis import Atom, Axis, Perm, Product
+from metanet.closure import induced
+from metanet.elements.acting import (
     Representation,
     act_terms,
     draw_value,
@@ -29,14 +32,9 @@ from metanet.acting import (
     multiply_values,
     permute_value,
 )
-from metanet.action import Term
-from metanet.axis import Atom, Axis, Perm, Product
-from metanet.closure import induced
-from metanet.freedom import draw_freedom, factor_of, shift_of
-from metanet.leaf import leaves_of
-from metanet.membership import check_membership, unit_shape
-from metanet.spec import KINDS, FreedomKind, Kind, WeightSpec
-from metanet.wreath import (
+from metanet.elements.freedom import draw_freedom, factor_of, shift_of
+from metanet.elements.membership import check_membership, unit_shape
+from metanet.elements.wreath import (
     act_on,
     chain_source,
     combine_units,
@@ -44,6 +42,8 @@ from metanet.wreath import (
     source_index,
     spread_values,
 )
+from metanet.leaf import leaves_of
+from metanet.spec import KINDS, FreedomKind, Kind, WeightSpec
 
 __all__ = ["Carrier", "GroupElement", "Representation"]
 
@@ -68,7 +68,7 @@ class GroupElement:
         spec: the spec.
         permutations: group -> ``[n]`` indices ``p``: unit ``i`` of the result is unit ``p[i]`` of what it
             acts on; ``[copies, n]`` for a nested group, a row for every combination of units of its
-            ancestors (`metanet.wreath`). Groups that are left out stay as they are.
+            ancestors (`metanet.elements.wreath`). Groups that are left out stay as they are.
         freedoms: ``(group, kind) -> [n]`` or ``[copies, n]``: ±1 for sign and even, factors for scales,
             integers for phases.
         actions: number of an action among ``spec.actions`` -> its value, ``[*axes]`` (`metanet.action`).

@@ -23,7 +23,7 @@ class Operation:
         parameters: ``(role, state-dict entry)``, e.g. ``("weight", "fc.weight")``.
         attributes: ``(name, value)`` of what configures it: stride, padding, groups, eps, omega, heads, …
         axes: one axis per dimension of its result (the first one's, when it has several). Rows sorted into
-            blocks of experts have the group of experts as theirs (`metanet.expert_rows`).
+            blocks of experts have the group of experts as theirs (`metanet.nesting.expert_rows`).
     """
 
     kind: str

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from metanet.acting import act_terms, draw_value
 from metanet.action import Action
 from metanet.axis import Perm, atoms
+from metanet.derivation.tracing import evaluation_mode
+from metanet.elements.acting import act_terms, draw_value
 from metanet.group import GroupElement
 from metanet.precision import WIDE, double, float64
 from metanet.spec import KINDS, Group, Kind, WeightSpec
-from metanet.tracing import evaluation_mode
 
 TOLERANCE = 1e-9
 """Largest relative error of outputs in float64 that passes; rounding alone stays far below."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from metanet.axis import Atom, Perm
 from metanet.blocks import Block
+from metanet.elements.wreath import chain_of
 from metanet.spec import WeightSpec
-from metanet.wreath import chain_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def orthogonal_matching(
 
     Args:
         spec: of both networks, with an orthogonal action: fold the gains of the norms first
-            (`metanet.folding.fold_gains`) and derive the spec of the result.
+            (`metanet.freedoms.folding.fold_gains`) and derive the spec of the result.
         a: state dict of the network that stays, gains folded.
         b: state dict of the network to be moved, gains folded.
         max_rounds: turns at most.

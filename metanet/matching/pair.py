@@ -9,11 +9,11 @@ from torch import Tensor
 
 from metanet.axis import Perm
 from metanet.blocks import Block, blocks_of, split
-from metanet.freedom import phase_shift, unit_factor
+from metanet.elements.freedom import phase_shift, unit_factor
+from metanet.elements.wreath import chain_of, lay, permute_block
 from metanet.group import GroupElement
 from metanet.matching.moves import Move, moves_of
 from metanet.spec import WeightSpec
-from metanet.wreath import chain_of, lay, permute_block
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Buffers that describe data rather than weights: they are moved along, but not compared."""

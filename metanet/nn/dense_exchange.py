@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metanet.graph_schema import GraphSchema
+from metanet.graphs.schema import GraphSchema
 
 CHUNK_BYTES = 1 << 20
 """Size of the largest intermediate tensor on a CPU: a few of them fit a core's cache."""

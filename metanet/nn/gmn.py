@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from metanet.features import WeightFeatures
-from metanet.graph import edge_values, from_edge_values, graph_schema
-from metanet.graph_schema import EDGE_KINDS, GraphSchema
+from metanet.graphs.conversion import edge_values, from_edge_values, graph_schema
+from metanet.graphs.schema import EDGE_KINDS, GraphSchema
 from metanet.nn.gmn_conv import GMNConv, GMNProductConv
 from metanet.nn.graph_encoding import PlaceEncoder, ValueEncoder, ValueStandardizer, WordEncoder
 from metanet.nn.incidence import DenseIncidence, Incidence, IndexIncidence

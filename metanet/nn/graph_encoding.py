@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metanet.graph_schema import COORDINATES, EDGE_KINDS, block_key
-from metanet.graph_words import MAX_ORDER, NUM_NAMES, NUM_TEXTS, NUMBERS
+from metanet.graphs.schema import COORDINATES, EDGE_KINDS, block_key
+from metanet.graphs.words import MAX_ORDER, NUM_NAMES, NUM_TEXTS, NUMBERS
 
 NAMED = 64
 """The first indices have an embedding each: neighbours like the coordinates x and y must be told apart."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
-from metanet.graph_schema import GraphSchema
+from metanet.graphs.schema import GraphSchema
 from metanet.nn.dense_exchange import dense_exchange
 from metanet.nn.product_messages import dense_product, index_product
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import scatter
 
-from metanet.graph_schema import EdgeBlock, GraphSchema
+from metanet.graphs.schema import EdgeBlock, GraphSchema
 
 _LETTERS = "abdefghijlmnopqrstuvwxyz"  # dimensions of an edge block; B batch, k values, c channels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import fuse
+from metanet.derivation.dimension import fuse
 from metanet.rules.registry import Call, Value, rule
 
 

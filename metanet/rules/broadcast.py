@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import Dim, fixed, uniform
+from metanet.derivation.dimension import Dim, fixed, uniform
 from metanet.rules.registry import Call, Result, Value, rule
 
 

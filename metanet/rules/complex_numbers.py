@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import fixed
+from metanet.derivation.dimension import fixed
 from metanet.rules.registry import Call, Value, rule
 
 

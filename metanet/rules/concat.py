@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from metanet.dimension import Dim, fixed, join
+from metanet.derivation.dimension import Dim, fixed, join
 from metanet.rules.registry import Call, Result, Value, rule
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import Dim, fixed
+from metanet.derivation.dimension import Dim, fixed
 from metanet.rules.registry import Call, Value, rule
 
 CONFIGURATION = ("stride", "padding", "dilation", "groups")

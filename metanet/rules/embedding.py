@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import fixed, join
+from metanet.derivation.dimension import fixed, join
 from metanet.rules.indexing import address
 from metanet.rules.registry import Call, Result, Value, rule
 

@@ -7,7 +7,7 @@ interchangeable as long as the sums are read by an operation on blocks alone.
 
 from __future__ import annotations
 
-from metanet.dimension import Dim, fixed
+from metanet.derivation.dimension import Dim, fixed
 from metanet.rules.registry import Call, Value, rule
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import fixed
+from metanet.derivation.dimension import fixed
 from metanet.rules.registry import Call, Value, freeze, rule
 
 TRANSFORMS = tuple(f"{kind}fft{rank}" for kind in ("", "i", "r", "ir", "h", "ih") for rank in ("", "2", "n"))

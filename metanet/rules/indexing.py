@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from metanet.dimension import Dim, fixed, uniform
+from metanet.derivation.dimension import Dim, fixed, uniform
 from metanet.rules.registry import Call, Value, rule
 
 

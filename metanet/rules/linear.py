@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metanet.dimension import Dim
+from metanet.derivation.dimension import Dim
 from metanet.rules.registry import Call, Value, rule
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import Dim, fixed, fuse
+from metanet.derivation.dimension import Dim, fixed, fuse
 from metanet.rules.registry import Call, Result, Value, rule
 
 AFFINE = ("weight", "bias")

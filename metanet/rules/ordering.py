@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import inf
 
-from metanet.dimension import Dim, fixed, leaves
+from metanet.derivation.dimension import Dim, fixed, leaves
 from metanet.rules.pointwise import UNARY
 from metanet.rules.reduction import reduced
 from metanet.rules.registry import Call, Draft, Result, Value, freeze, rule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metanet.dimension import Dim, fixed, fuse
+from metanet.derivation.dimension import Dim, fixed, fuse
 from metanet.rules.registry import Call, Result, Value, freeze, rule
 
 POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad", "divisor_override")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metanet.dimension import Dim, fixed, join
+from metanet.derivation.dimension import Dim, fixed, join
 from metanet.rules.registry import Call, Result, Value, freeze, rule, scalar_of
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

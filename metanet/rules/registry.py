@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from metanet.dimension import Dim, fixed, uniform
+from metanet.derivation.dimension import Dim, fixed, uniform
+from metanet.derivation.unification import Dimensions
 from metanet.skeleton import Attribute
-from metanet.unification import Dimensions
 
 
 @dataclass(eq=False, slots=True)
@@ -80,8 +80,8 @@ class RuleEntry:
 
     Args:
         function: the rule.
-        stacked: whether it handles selectors and choices (`metanet.dimension`) itself; otherwise they are
-            collapsed before it is called.
+        stacked: whether it handles selectors and choices (`metanet.derivation.dimension`) itself; otherwise
+            they are collapsed before it is called.
         labels: what becomes of arguments that are labels: *lost*, the dimension that they are indices of is
             fixed; *kept*, results are labels of it too; *read*, the rule looks at them itself.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from metanet.dimension import Dim, factors, fixed, fuse, uniform
+from metanet.derivation.dimension import Dim, factors, fixed, fuse, uniform
 from metanet.rules.registry import Call, Value, rule
 
 

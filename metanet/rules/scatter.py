@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metanet.dimension import Dim, fixed
+from metanet.derivation.dimension import Dim, fixed
 from metanet.rules.indexing import address, is_mask
 from metanet.rules.registry import Call, Result, Value, is_range, rule
 

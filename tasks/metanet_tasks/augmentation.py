@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from metanet.axis import Perm
-from metanet.freedom import factor_of, shift_of
+from metanet.elements.freedom import factor_of, shift_of
+from metanet.elements.wreath import act_on
 from metanet.group import GroupElement
 from metanet.spec import FreedomKind, WeightSpec
-from metanet.wreath import act_on
 
 GroupAugmentation = Literal["none", "permutations", "all"]
 """Which random elements to apply: a metanetwork does not notice permutations, an MLP on weights does."""

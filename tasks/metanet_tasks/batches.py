@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metanet.canonical import canonicalize
+from metanet.canonical.form import canonicalize
 from metanet.features import WeightFeatures
 from metanet.spec import WeightSpec
 from metanet_tasks.augmentation import ElementBatch, GroupAugmentation, add_noise

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from metanet.canonical import canonicalize
+from metanet.canonical.form import canonicalize
 from metanet.features import WeightFeatures
 from metanet.spec import WeightSpec
 from metanet_tasks.batches import Batch, epoch_seed

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from metanet.canonical import canonicalize
+from metanet.canonical.form import canonicalize
 from metanet.features import WeightFeatures
 from metanet_tasks.augmentation import GroupAugmentation
 from metanet_tasks.batches import BatchLoader, StackedNetworks

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from metanet.axis import Axis, Fixed, Perm
+from metanet.derivation.tracing import DerivationError, ties_of
 from metanet.derive import spec_of
 from metanet.spec import WeightSpec
-from metanet.tracing import DerivationError, ties_of
 from metanet.verification import Verification, verify
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.spec_source import SpecSource

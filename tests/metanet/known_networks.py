@@ -1,4 +1,4 @@
-"""Small networks whose whole group is written out in `tests.metanet.test_known_groups`."""
+"""Small networks whose whole group is written out in `tests.metanet.freedoms.test_known_groups`."""
 
 from __future__ import annotations
 

@@ -598,3 +598,39 @@ def test_a_rule_that_does_not_cover_a_form_degrades() -> None:
         RULES["aten.tanh.default"] = known
     assert not spec.groups
     assert "its rule gives" in spec.lost[0].reason
+
+
+@pytest.mark.parametrize("error", [StopIteration(), ValueError("a form"), KeyError("dim"), AssertionError()])
+def test_whatever_way_a_rule_fails_degrades(error: Exception) -> None:
+    known = RULES["aten.tanh.default"]
+    try:
+
+        @rule("aten.tanh.default")
+        def wrong(call: Call) -> Value:
+            raise error
+
+        spec = spec_of(
+            Net(lambda p, x: F.linear(torch.tanh(F.linear(x, p["a"])), p["b"]), a=(4, 3), b=(2, 4)), x23
+        )
+    finally:
+        RULES["aten.tanh.default"] = known
+    assert not spec.groups
+    assert repr(error) in spec.lost[0].reason
+
+
+def test_parts_whose_sizes_depend_on_values_are_fixed() -> None:
+    """Experts take the tokens that chose them: tokens are told apart, features are not."""
+
+    def forward(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        chosen = F.one_hot(F.linear(x, p["router"]).argmax(-1), 2).sum(0).tolist()
+        for size in chosen:
+            torch._check_is_size(size)
+        hidden = F.linear(x, p["a"])
+        first, second = hidden.split(chosen)
+        return torch.cat([F.linear(first.relu(), p["b"]), F.linear(second.relu(), p["b"]).neg()])
+
+    model = Net(forward, router=(2, 3), a=(4, 3), b=(2, 4))
+    spec = spec_of(model, x23)
+    assert [group.size for group in spec.groups] == [4]
+    assert not spec.lost
+    assert verify(spec, model, x23).ok

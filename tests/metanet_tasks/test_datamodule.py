@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from metanet.canonical import canonicalize
+from metanet.canonical.form import canonicalize
 from metanet.testing import assert_close
 from metanet_tasks.batches import BatchLoader, epoch_seed
 from metanet_tasks.datamodule import ZooDataModule

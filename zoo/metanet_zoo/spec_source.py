@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metanet.derivation.tracing import DerivationError, ties_of
 from metanet.derive import spec_of
 from metanet.spec import WeightSpec
-from metanet.tracing import DerivationError, ties_of
 from metanet_zoo.checkpoint import Checkpoint, open_checkpoint
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.spec_cache import cache_key, cached_spec

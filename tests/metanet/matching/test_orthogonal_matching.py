@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metanet import GroupElement, spec_of
-from metanet.folding import fold_gains
+from metanet.freedoms.folding import fold_gains
 from metanet.matching import orthogonal_matching, weight_matching
 from tests.models import ARCHITECTURES
 

@@ -12,7 +12,7 @@ from torch_geometric.data import Batch
 
 from metanet.derive import spec_of
 from metanet.features import WeightFeatures
-from metanet.graph import to_graph
+from metanet.graphs.conversion import to_graph
 from metanet.nn import GMN, GMNConv
 from metanet.nn.gmn import Message, Readout
 from metanet.testing import assert_close, assert_equivariant, assert_invariant

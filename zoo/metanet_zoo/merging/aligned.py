@@ -138,7 +138,7 @@ def element_moves(element: GroupElement, names: Iterable[str]) -> dict[str, Axis
         element: the element; its spec must know the names.
         names: of the tensors; those that the element leaves alone are not in the result.
     """
-    from metanet.wreath import tied_dimensions
+    from metanet.elements.wreath import tied_dimensions
 
     moves: dict[str, AxisMove | WholeMap] = {}
     for name in names:

@@ -1,0 +1,1 @@
+"""Canonical forms: the freedoms of single units taken out exactly."""

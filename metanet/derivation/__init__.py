@@ -1,0 +1,1 @@
+"""From a module to dimension variables: tracing, interpretation, unification, names."""

@@ -1,0 +1,1 @@
+"""How elements of a symmetry group act: permutations, freedoms of units, actions."""

@@ -1,0 +1,1 @@
+"""Parameter graphs: units as nodes, parameters as edges."""

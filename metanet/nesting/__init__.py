@@ -1,0 +1,1 @@
+"""Which groups may permute independently for every unit of another."""

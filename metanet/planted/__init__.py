@@ -1,0 +1,1 @@
+"""Random networks together with the group that they were built to have."""
