@@ -46,8 +46,9 @@ change them, *outputs* only reorders the outputs (the units of the last layer), 
 numbers of values per unit. *Moved*: share of the values of all parameters that the kept groups move; in
 brackets, that all groups move. *Bits*: log2 of the number of permutations of the kept groups, each group
 counted once. Seconds are of processor time until the groups are known. `rebasin` leaves the running
-statistics of BatchNorm where they are, to be estimated anew: for it they were zero and one. The limit is of
-wall time."""
+statistics of BatchNorm where they are, to be estimated anew: for it they were zero and one. `torch-pruning`
+cuts grouped convolutions and attention only in whole sets of channels (`ch_groups`, `num_heads`), of which
+its groups know nothing; they are taken as they are. The limit is of wall time."""
 
 
 def run(tool: str, families: Sequence[str], python: str, limit: int) -> Iterator[tuple[str, Result]]:
@@ -130,6 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--python", required=True, help="interpreter that has rebasin and torch-pruning")
     parser.add_argument("--resume", action="store_true", help="run what has no result")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS, help="the tools to run")
     parser.add_argument("--limit", type=int, default=120, help="seconds of wall time a family may take")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
@@ -155,7 +157,7 @@ def main() -> None:
                 print(f"{family}: {tool}: {verdict(result)}", flush=True)
 
     with ThreadPoolExecutor(len(TOOLS)) as pool:
-        list(pool.map(follow, TOOLS))
+        list(pool.map(follow, options.tools))
     (options.results / "architectures_rivals.md").write_text(table(rows, known, options.limit))
 
 
