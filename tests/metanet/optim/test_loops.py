@@ -183,6 +183,7 @@ def test_the_printout_names_the_units_that_link_tensors() -> None:
     assert "tensors one by one" in alone.describe()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_and_shards_are_refused(tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
     root = Path(__file__).parents[3]
