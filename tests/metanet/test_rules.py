@@ -615,7 +615,7 @@ def test_whatever_way_a_rule_fails_degrades(error: Exception) -> None:
     finally:
         RULES["aten.tanh.default"] = known
     assert not spec.groups
-    assert repr(error) in spec.lost[0].reason
+    assert f"its rule does not cover this form: {type(error).__name__}(" in spec.lost[0].reason
 
 
 def test_parts_whose_sizes_depend_on_values_are_fixed() -> None:
@@ -624,7 +624,7 @@ def test_parts_whose_sizes_depend_on_values_are_fixed() -> None:
     def forward(p: dict[str, Tensor], x: Tensor) -> Tensor:
         chosen = F.one_hot(F.linear(x, p["router"]).argmax(-1), 2).sum(0).tolist()
         for size in chosen:
-            torch._check_is_size(size)
+            torch._check(size >= 0)
         hidden = F.linear(x, p["a"])
         first, second = hidden.split(chosen)
         return torch.cat([F.linear(first.relu(), p["b"]), F.linear(second.relu(), p["b"]).neg()])
