@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from math import lgamma, log
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
@@ -268,6 +269,12 @@ def _exchanging(tables: list[tuple[str, list[Tensor]]]) -> Move | None:
     return move
 
 
+PACKAGES = {
+    "metanet": ("metanet.derive", "torch._dynamo", "torch._export"),
+    "rebasin": ("rebasin",),
+    "torch-pruning": ("torch_pruning",),
+}
+"""What is imported before time is taken."""
 TOOLS: dict[str, Callable[[Case], list[tuple[int, Move | None]]]] = {
     "metanet": metanet_groups,
     "rebasin": rebasin_groups,
@@ -318,6 +325,8 @@ def main() -> None:
     parser.add_argument("families", nargs="+", choices=FAMILIES)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for package in PACKAGES[options.tool]:
+        import_module(package)
     for family in options.families:
         print(json.dumps([family, options.tool, limited(options.tool, family, options.limit)]), flush=True)
 
