@@ -31,6 +31,8 @@ from architectures import FAMILIES
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from metanet.precision import float64
+
 State: TypeAlias = dict[str, Tensor]
 Move: TypeAlias = Callable[[State, Tensor], State]
 """Puts the units of one group in another order: state and permutation to the new state."""
@@ -81,7 +83,7 @@ class Case:
     def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the floating-point outputs for a state."""
         self.model.load_state_dict(state)
-        with torch.no_grad():
+        with torch.no_grad(), float64():
             returned = self.model(*self.args, **self.kwargs)
         plain = dict(returned) if isinstance(returned, Mapping) else returned
         leaves = [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
@@ -141,7 +143,8 @@ def judged(made: Case, groups: Iterator[tuple[int, Move | None]]) -> Found:
         reordered = not kept and all(map(_reordered, permuted, expected))
         found.kept, found.broken = found.kept + kept, found.broken + (not kept and not reordered)
         found.reordering += reordered
-        found.bits += kept * lgamma(size + 1) / log(2)
+        moves = any(not torch.equal(shifted[name], marks) for name, marks in markers.items())
+        found.bits += (kept and moves) * lgamma(size + 1) / log(2)
         if not reordered:
             found.error = max(found.error, error)
         for name, mask in touched.items():
