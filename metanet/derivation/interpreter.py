@@ -110,8 +110,9 @@ class _Interpreter:
 
     def run(self, module: fx.GraphModule, environment: dict[str, Any]) -> Any:
         """Interpret a graph; ``environment`` holds its placeholders by name."""
+        alive = _alive(module.graph)
         for node in module.graph.nodes:
-            if node.op == "placeholder":
+            if node.op == "placeholder" or node not in alive:
                 continue
             if node.op == "get_attr":
                 found = operator.attrgetter(str(node.target))(module)
@@ -279,3 +280,17 @@ def number_of(size: Any) -> Any:
     symbols = size.node.expr.free_symbols
     primes = {symbol: nextprime(FOLD_LIMIT, 1 + int(symbol.name.strip("us"))) for symbol in symbols}
     return int(size.node.expr.xreplace(primes))
+
+
+def _alive(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that an output depends on, and those that change in place what they read.
+
+    What was computed for its shape alone would refine dimensions for nothing.
+    """
+    alive: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        changes = node.op == "call_function" and (schema is None or schema.is_mutable)
+        if node.op in ("output", "placeholder") or changes or any(user in alive for user in node.users):
+            alive.add(node)
+    return alive
