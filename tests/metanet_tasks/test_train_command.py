@@ -124,7 +124,7 @@ def test_a_process_that_is_told_to_end_can_be_resumed(
     while process.poll() is None and not _epochs(out) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(end)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=180)
     done = _epochs(out)
     assert done >= 1
     if end == signal.SIGKILL:
