@@ -35,8 +35,8 @@ def slowly(descriptor, data, offset):
     time.sleep(0.01)
     write(descriptor, data, offset)
 workspace.write_at = slowly
-recipe = {"merge_method": "dare_ties", "base_model": sys.argv[1], "parameters": {"weight": 1, "density": 0.5},
-          "models": [{"model": path} for path in sys.argv[2:4]]}
+recipe = {"merge_method": "dare_ties", "base_model": sys.argv[1],
+          "models": [{"model": path} for path in sys.argv[2:4]], "parameters": {"weight": 1, "density": 0.5}}
 print("ready", flush=True)
 merge_checkpoints(recipe, sys.argv[4], resume="--resume" in sys.argv, max_shard_size=3000)
 """
