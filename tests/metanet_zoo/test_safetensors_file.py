@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from metanet_zoo.errors import CheckpointError
-from metanet_zoo.safetensors_file import DTYPES, SafetensorsFile, read_header
+from metanet_zoo.safetensors_file import DTYPES, SafetensorsFile
+from metanet_zoo.safetensors_header import read_header
 
 
 def write_raw(path: Path, header: object, buffer: bytes, length: int | None = None) -> Path:

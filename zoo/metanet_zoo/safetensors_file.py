@@ -7,7 +7,6 @@ References:
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from metanet_zoo.errors import CheckpointError
-from metanet_zoo.safetensors_header import read_stored_header
+from metanet_zoo.safetensors_header import read_header
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -45,54 +44,11 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 """The format's names of dtypes; those smaller than a byte (F4, F6) are left out, as no tensor here is."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of a header: dtype, shape, and its bytes `start:stop` in the file's buffer."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A checked header: the entries by name, the free text under `__metadata__`, where the buffer begins."""
-
-    entries: Mapping[str, TensorEntry]
-    metadata: Mapping[str, str]
-    buffer_start: int
-
-
-def read_header(path: Path) -> Header:
-    """Read a safetensors header and hold it against the file.
-
-    The header is accepted only if every entry has a known dtype, a shape of non-negative integers and as
-    many bytes as these two say, and if the entries cover the rest of the file exactly, without overlap
-    and without holes.
-
-    Args:
-        path: the file.
-
-    Returns:
-        the header; no tensor has been read.
-
-    Raises:
-        CheckpointError: names the file, the tensor, what was found and what was expected.
-    """
-    header = read_stored_header(path)
-    entries = {
-        name: TensorEntry(DTYPES[entry.dtype], entry.shape, entry.start, entry.stop)
-        for name, entry in header.entries.items()
-    }
-    return Header(MappingProxyType(entries), header.metadata, header.buffer_start)
-
-
 class SafetensorsFile:
     """Tensors of one safetensors file by name, memory-mapped at the first read.
 
     Args:
-        path: the file; its header is checked here, see `read_header`.
+        path: the file; its header is checked here, see `metanet_zoo.safetensors_header`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,7 +70,7 @@ class SafetensorsFile:
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor, from the header."""
-        return self.header.entries[name].dtype
+        return DTYPES[self.header.entries[name].dtype]
 
     def read(self, name: str) -> Tensor:
         """Map a tensor; writing to it changes this process's copy and never the file."""

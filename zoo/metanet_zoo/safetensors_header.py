@@ -47,7 +47,7 @@ ITEM_SIZES: Mapping[str, int] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class TensorEntry:
     """One tensor of a header: the format's name of its dtype, shape, its bytes `start:stop` in the buffer."""
 
     dtype: str
@@ -57,15 +57,15 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredHeader:
+class Header:
     """A checked header: entries by name, the free text under `__metadata__`, where the buffer begins."""
 
-    entries: Mapping[str, StoredTensor]
+    entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     buffer_start: int
 
 
-def read_stored_header(path: Path) -> StoredHeader:
+def read_header(path: Path) -> Header:
     """Read a safetensors header and hold it against the file.
 
     The header is accepted only if every entry has a known dtype, a shape of non-negative integers and as
@@ -100,7 +100,7 @@ def read_stored_header(path: Path) -> StoredHeader:
     metadata = _metadata(path, raw.pop("__metadata__", {}))
     entries = {name: _entry(path, name, value) for name, value in raw.items()}
     _check_cover(path, entries, size - 8 - length)
-    return StoredHeader(MappingProxyType(entries), MappingProxyType(metadata), 8 + length)
+    return Header(MappingProxyType(entries), MappingProxyType(metadata), 8 + length)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _metadata(path: Path, value: object) -> dict[str, str]:
     raise CheckpointError(f"{path}: __metadata__ is {_short(value)}, expected an object of strings")
 
 
-def _entry(path: Path, name: str, value: object) -> StoredTensor:
+def _entry(path: Path, name: str, value: object) -> TensorEntry:
     def fail(what: str, found: object, expected: str) -> CheckpointError:
         return CheckpointError(f"{path}: tensor {name!r} has {what} {_short(found)}, expected {expected}")
 
@@ -147,7 +147,7 @@ def _entry(path: Path, name: str, value: object) -> StoredTensor:
     expected = math.prod(shape) * ITEM_SIZES[dtype]
     if offsets[1] - offsets[0] != expected:
         raise fail("the data_offsets", offsets, f"{expected} bytes between them for {dtype} of shape {shape}")
-    return StoredTensor(dtype, tuple(shape), offsets[0], offsets[1])
+    return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _is_sizes(value: object) -> bool:
@@ -159,7 +159,7 @@ def _is_sizes(value: object) -> bool:
     )
 
 
-def _check_cover(path: Path, entries: Mapping[str, StoredTensor], available: int) -> None:
+def _check_cover(path: Path, entries: Mapping[str, TensorEntry], available: int) -> None:
     position, previous = 0, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != position:

@@ -32,7 +32,7 @@ from metanet_zoo.merging.shards import Layout, lay_out
 from metanet_zoo.merging.sources import open_model
 from metanet_zoo.merging.tokens import speak_alike
 from metanet_zoo.merging.workspace import Workspace
-from metanet_zoo.safetensors_header import read_stored_header
+from metanet_zoo.safetensors_header import read_header
 
 MAX_SHARD_SIZE = 5_000_000_000
 METADATA_KEY = "metanet_merge"
@@ -175,7 +175,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _is_merge(folder: Path) -> bool:
     """Tell whether a folder was written by a merge: replacing removes it with all that it holds."""
     files = list(folder.glob("*.safetensors"))
-    return bool(files) and all(METADATA_KEY in read_stored_header(file).metadata for file in files)
+    return bool(files) and all(METADATA_KEY in read_header(file).metadata for file in files)
 
 
 def _open_models(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.hub import fetch, parse_repo_id
 from metanet_zoo.layout import INDEX_SUFFIX, choose_file, read_index, require_shards
-from metanet_zoo.safetensors_header import ITEM_SIZES, StoredHeader, read_stored_header
+from metanet_zoo.safetensors_header import ITEM_SIZES, Header, read_header
 
 Bytes = NDArray[np.uint8]
 
@@ -77,7 +77,7 @@ class SafetensorsSource:
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         for path in files:
-            self._add(path, read_stored_header(path), names)
+            self._add(path, read_header(path), names)
         for name, path in (names or {}).items():
             if name not in self._entries:
                 raise CheckpointError(
@@ -85,7 +85,7 @@ class SafetensorsSource:
                     "belong together, fetch them again"
                 )
 
-    def _add(self, path: Path, header: StoredHeader, names: Mapping[str, Path] | None) -> None:
+    def _add(self, path: Path, header: Header, names: Mapping[str, Path] | None) -> None:
         ordered = sorted(header.entries.items(), key=lambda item: item[1].start)
         for name, entry in ordered:
             if names is not None and names.get(name) != path:
