@@ -15,42 +15,28 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from metanet.optim.factored import DECAYS, SECOND_DECAY, accumulate, factored_state, features
-from metanet.optim.links import Links
+from metanet.optim.factored import DECAYS, SECOND_DECAY, FactoredRule, accumulate, features
 from metanet.optim.mixing import whole_rows
-from metanet.optim.pointwise import hidden_units, layers, linear, on_device, sizes
-from metanet.optim.rule import Item, Meta, Metas, UpdateRule
+from metanet.optim.pointwise import hidden_units, layers, linear, sizes
+from metanet.optim.rule import Item, Meta, Metas
 
 FEATURES = 30
 FLOOR = 1e-5
 
 
-class Celo2Rule(UpdateRule):
+class Celo2Rule(FactoredRule):
     """See the module's docstring; 329 meta-parameters."""
 
     name = "celo2"
     metas: Mapping[str, Meta] = layers((FEATURES, 8, 8, 1))
 
-    def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
-        """Return the accumulators."""
-        return factored_state(shape, like)
-
-    def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
-        """Return 10⁻³: the schedule is the user's."""
-        return metas["bias_2"].new_full((len(metas["bias_2"]),), 1e-3)
-
-    def directions(
-        self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
-    ) -> list[Tensor]:
+    def direction(self, metas: Metas, item: Item) -> Tensor:
         """Return f / rms(f) for matrices, Adam's direction for vectors and embeddings."""
-        return [self._direction(on_device(metas, item.values), item) for item in items]
-
-    def _direction(self, metas: Metas, item: Item) -> Tensor:
         accumulate(item)
         if item.values.ndim == 2 or item.role == "embedding":
             momentum = item.state["momenta"][0] / (1 - DECAYS[0] ** item.count)

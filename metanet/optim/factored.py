@@ -12,14 +12,18 @@ References:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from metanet.optim.links import Links
 from metanet.optim.mixing import whole_rows
-from metanet.optim.rule import Item
+from metanet.optim.pointwise import on_device
+from metanet.optim.rule import Item, Metas, UpdateRule
 
+RATE = 1e-3
 DECAYS = (0.9, 0.99, 0.999)
 SECOND_DECAY = 0.999
 TINY = 1e-9
@@ -59,6 +63,28 @@ def accumulate(item: Item) -> None:
         state["rows"][i].lerp_(torch.cat(rows, 1), 1 - decay)
         if gradients.ndim == 3:
             state["columns"][i].lerp_(columns / gradients.shape[1], 1 - decay)
+
+
+class FactoredRule(UpdateRule):
+    """A network of every parameter alone on these accumulators, with a constant rate of its own."""
+
+    def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
+        """Return the accumulators."""
+        return factored_state(shape, like)
+
+    def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
+        """Return 10⁻³: the schedule is the network's or the user's."""
+        return metas["bias_2"].new_full((len(metas["bias_2"]),), RATE)
+
+    def directions(
+        self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
+    ) -> list[Tensor]:
+        """Return the direction of every bucket by itself."""
+        return [self.direction(on_device(metas, item.values), item) for item in items]
+
+    @abstractmethod
+    def direction(self, metas: Metas, item: Item) -> Tensor:
+        """Return the direction of one bucket, and take its gradients into the state."""
 
 
 def features(item: Item, part: slice, *, short: bool) -> Tensor:

@@ -14,42 +14,28 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from metanet.optim.factored import accumulate, factored_state, features
-from metanet.optim.links import Links
+from metanet.optim.factored import FactoredRule, accumulate, features
 from metanet.optim.mixing import whole_rows
-from metanet.optim.pointwise import TIMES, hidden_units, layers, linear, on_device, sizes, times
-from metanet.optim.rule import Item, Meta, Metas, UpdateRule
+from metanet.optim.pointwise import TIMES, hidden_units, layers, linear, sizes, times
+from metanet.optim.rule import Item, Meta, Metas
 
 FEATURES = 28
 FLOOR = 1e-5
 
 
-class SmallFCRule(UpdateRule):
+class SmallFCRule(FactoredRule):
     """See the module's docstring; 32 hidden units, 2,402 meta-parameters."""
 
     name = "small_fc"
     metas: Mapping[str, Meta] = layers((FEATURES + len(TIMES), 32, 32, 2))
 
-    def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
-        """Return the accumulators."""
-        return factored_state(shape, like)
-
-    def rate(self, metas: Metas, role: str, step: int, horizon: int) -> Tensor:
-        """Return λ: the network itself sees the time."""
-        return metas["bias_2"].new_full((len(metas["bias_2"]),), 1e-3)
-
-    def directions(
-        self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
-    ) -> list[Tensor]:
+    def direction(self, metas: Metas, item: Item) -> Tensor:
         """Return d exp(10⁻³ m)."""
-        return [self._direction(on_device(metas, item.values), item) for item in items]
-
-    def _direction(self, metas: Metas, item: Item) -> Tensor:
         accumulate(item)
         moved = torch.empty_like(item.values, memory_format=torch.contiguous_format)
         flat, clock = moved.flatten(1), times(item.count - 1, moved)
