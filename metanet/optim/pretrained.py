@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -73,9 +73,11 @@ class MetaWeights:
         return cls(f"{rule.name} (initial)", rule, rule.initial())
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file; rule and card stand in its metadata."""
+        """Write a safetensors file, whole or not at all; rule and card stand in its metadata."""
         metadata = {"rule": self.rule.name, "card": json.dumps(self.card)}
-        save_file({k: t.contiguous() for k, t in self.metas.items()}, str(path), metadata=metadata)
+        partial = Path(f"{path}.partial")
+        save_file({k: t.contiguous() for k, t in self.metas.items()}, partial, metadata=metadata)
+        partial.replace(path)
 
 
 def shipped() -> list[str]:
@@ -87,7 +89,7 @@ def load_meta_weights(name: str) -> MetaWeights:
     """Return meta-weights by the name of shipped ones or by path.
 
     Raises:
-        ValueError: no such weights, or a file of something else.
+        ValueError: no such weights, a damaged file or one of something else, or values that are not finite.
     """
     path = SHIPPED / f"{name}.safetensors" if name in shipped() else Path(name)
     if not path.is_file():
@@ -96,9 +98,15 @@ def load_meta_weights(name: str) -> MetaWeights:
             f"no meta-weights {name!r}: neither a file nor one of the shipped ones ({known}); those of a hub "
             "repository are fetched by metanet_zoo.meta_weights.fetch_meta_weights"
         )
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        metas = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            metas = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        card = json.loads(metadata.get("card", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or no file of meta-weights ({error}); save or fetch it again"
+        ) from error
     if metadata.get("rule") not in RULES:
         raise ValueError(
             f"{path} holds no meta-weights of a known rule: its metadata says {metadata.get('rule')!r}, "
@@ -109,4 +117,6 @@ def load_meta_weights(name: str) -> MetaWeights:
     found = {key: tuple(tensor.shape) for key, tensor in metas.items()}
     if wanted != found:
         raise ValueError(f"{path}: the rule {rule.name!r} needs {wanted}, found {found}")
-    return MetaWeights(name, rule, metas, json.loads(metadata.get("card", "{}")))
+    if bad := [key for key, meta in metas.items() if not bool(meta.isfinite().all())]:
+        raise ValueError(f"{path}: {', '.join(bad)} hold values that are not finite; save or fetch it again")
+    return MetaWeights(name, rule, metas, card)

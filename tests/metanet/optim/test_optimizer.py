@@ -263,6 +263,22 @@ def test_wrong_parameters_and_roles_are_refused() -> None:
         optimizer.step()
 
 
+def test_damaged_meta_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    made = weights("structured")
+    made.save(path)
+    whole = path.read_bytes()
+    for length in (0, 5, 200, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="damaged or no file of meta-weights"):
+            load_meta_weights(str(path))
+    made.metas["adam"][0, 0] = float("nan")
+    made.save(path)
+    with pytest.raises(ValueError, match="adam hold values that are not finite"):
+        load_meta_weights(str(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
 def test_meta_weights_are_kept_whole(tmp_path: Path) -> None:
     made = weights("mixing")
     made.save(tmp_path / "w.safetensors")
