@@ -140,7 +140,12 @@ class Results:
         self.path = path
         self.found: dict[str, dict[str, Any]] = {}
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            text = path.read_text(encoding="utf-8")
+            if text and not text.endswith(
+                "\n"
+            ):  # torn by a kill: what is added next begins a line of its own
+                path.write_text(text + "\n", encoding="utf-8")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
