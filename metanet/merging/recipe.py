@@ -10,14 +10,15 @@ References:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from metanet.merging.alignment import Align, parse_align
 from metanet.merging.reference import ModelReference
 from metanet.merging.setting import Setting, parse_setting
+from metanet.merging.spelling import nearest as nearest
 
 TOP_KEYS = (
     "merge_method",
@@ -96,7 +97,7 @@ class Recipe:
     out_dtype: str | None = None
     tokenizer: str | Mapping[str, Any] | None = None
     chat_template: str | None = None
-    align: str | Mapping[str, Any] | None = None
+    align: Align | None = None
     text: str = ""
 
     def importances(self) -> tuple[ModelReference, ...]:
@@ -171,7 +172,7 @@ def parse_recipe(value: object, text: str = "") -> Recipe:
     tokenizer = top.get("tokenizer", top.get("tokenizer_source"))
     if tokenizer is not None and not isinstance(tokenizer, str | Mapping):
         raise RecipeError(f"tokenizer: found {tokenizer!r}, expected base, union, a model or a mapping")
-    return Recipe(
+    recipe = Recipe(
         method=method,
         models=models,
         slices=slices,
@@ -182,21 +183,9 @@ def parse_recipe(value: object, text: str = "") -> Recipe:
         out_dtype=_dtype(top.get("out_dtype"), "out_dtype"),
         tokenizer=tokenizer,
         chat_template=_text(top.get("chat_template"), "chat_template"),
-        align=_align(top.get("align")),
         text=text,
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence's end that points at the known name nearest to an unknown one.
-
-    Example:
-        >>> nearest("dnsity", ["density", "weight"])
-        "did you mean 'density'?"
-    """
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    return replace(recipe, align=_align(top.get("align"), recipe.references()))
 
 
 def _yaml(text: str) -> object:
@@ -314,14 +303,16 @@ def _dtype(value: object, where: str) -> str | None:
     return DTYPES[value]
 
 
-def _align(value: object) -> str | Mapping[str, Any] | None:
-    if value is None or value is False:
-        return None
-    if value is True:
-        return "auto"
-    if isinstance(value, str | Mapping):
-        return value
-    raise RecipeError(f"align: found {value!r}, expected true, a method, or files by model")
+def _align(value: object, models: Iterable[ModelReference]) -> Align | None:
+    try:
+        found = parse_align(value)
+    except ValueError as error:
+        raise RecipeError(f"align: {error}") from None
+    known = [str(reference) for reference in models]
+    for name in found.names() if found is not None else ():
+        if name not in known:
+            raise RecipeError(f"align: {name!r} is no model of the recipe; {nearest(name, known)}")
+    return found
 
 
 def _text(value: object, where: str) -> str | None:

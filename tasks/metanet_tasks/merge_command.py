@@ -26,6 +26,8 @@ examples:
       a recipe in mergekit's YAML grammar: what would be done, its size, memory and time
   metanet merge a.pt b.pt --method linear -o merged.safetensors
       any checkpoints of one architecture
+  metanet merge a.pt b.pt c.pt --align auto --many merge-many -o merged.safetensors
+      networks trained apart, their hidden units brought into one order before they are averaged
 methods:
   linear slerp nuslerp multislerp karcher passthrough model_stock arcee_fusion nearswap sce ram ramplus_tl
   task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties della della_linear fisher
@@ -98,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
         help="first bring the units of every model into the order of the base, or of the first model; auto "
         "leaves fine-tunes of one base as they are",
     )
+    add(
+        "--many",
+        choices=("cycle-consistent", "merge-many", "reference"),
+        help="how three or more are aligned: all at once, by Frank-Wolfe (the default without a base) or "
+        "each to the mean of the others in turn, or one by one to the reference (the default with a base)",
+    )
     add("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of the output")
     add("--seed", type=int, default=0, metavar="N", help="of random masks (default 0)")
     add("--dry-run", action="store_true", help="plan, check and estimate; write nothing")
@@ -133,7 +141,9 @@ def recipe_of(options: argparse.Namespace) -> tuple[Any, str]:
     sources: list[str] = list(options.sources)
     first = Path(sources[0]) if sources else None
     if first is not None and first.suffix in (".yml", ".yaml"):
-        given = [name for name in ("method", "base", "weights", "dtype", "align") if getattr(options, name)]
+        given = [
+            name for name in ("method", "base", "weights", "dtype", "align", "many") if getattr(options, name)
+        ]
         if given or options.set:
             raise ValueError(
                 f"--{(given or ['set'])[0]} was given beside a recipe, which decides that; change the recipe"
@@ -177,9 +187,16 @@ def _recipe_of_models(options: argparse.Namespace, sources: list[str]) -> dict[s
         recipe["parameters"] = parameters
     if options.dtype is not None:
         recipe["dtype"] = options.dtype
-    if options.align is not None:
-        recipe["align"] = options.align
+    if options.align is not None or options.many is not None:
+        recipe["align"] = _alignment(options.align, options.many)
     return recipe
+
+
+def _alignment(align: str | None, many: str | None) -> str | dict[str, Any]:
+    """Return the recipe's ``align`` for ``--align`` and ``--many``."""
+    if many is None or (many == "reference" and align == "weights"):
+        return align or "auto"
+    return {"method": many, "min_gain": 0.0} if align == "weights" else many
 
 
 def _takes_weight(method: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from metanet.merging.alignment import Align
 from metanet.merging.layers import Layers, find_layers
 from metanet.merging.recipe import RecipeError, load_recipe, parse_recipe
 from metanet.merging.reference import Location, ModelReference
@@ -56,7 +57,7 @@ def test_a_recipe_is_read_as_it_stands(tmp_path: Path) -> None:
     assert second.parameters["weight"] == Choice((("mlp", Gradient((0.0, 0.3))), (None, 0.5)))
     assert recipe.parameters == {"normalize": True, "int8_mask": True, "lambda": 0.1}
     assert (recipe.dtype, recipe.out_dtype) == ("F16", "BF16")
-    assert (recipe.tokenizer, recipe.chat_template, recipe.align) == ("union", "auto", "auto")
+    assert (recipe.tokenizer, recipe.chat_template, recipe.align) == ("union", "auto", Align())
     assert [str(reference) for reference in recipe.references()] == ["org/base@v1", "a+lora/one@main", "b"]
     assert recipe.text == TIES
 

@@ -6,19 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from metanet.matching.many import cycle_consistent_matching, merge_many_matching
-from metanet_zoo.errors import CheckpointError
 from metanet_zoo.matching.element_file import save_element
 from metanet_zoo.matching.run import write_aligned
-from metanet_zoo.matching.source_tensors import SourceTensors
+from metanet_zoo.matching.universe import MAX_MEMORY, common_order
+from metanet_zoo.matching.universe import Method as Method
 from metanet_zoo.merging.sources import open_model
 from metanet_zoo.spec_source import find_spec
-
-Method = Literal["cycle-consistent", "merge-many"]
-MAX_VALUES = 200_000_000
-"""Values of all networks together that are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,7 @@ class ManyReport:
         after: the same in the universe.
         elements: files of the elements, one per model, if asked for.
         outputs: the models in the universe, if asked for.
+        held: groups that stay, since what they couple does not fit into memory.
     """
 
     models: tuple[str, ...]
@@ -42,6 +38,7 @@ class ManyReport:
     after: float
     elements: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -58,6 +55,7 @@ def match_many_checkpoints(
     activation: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    max_memory: int = MAX_MEMORY,
     seed: int = 0,
 ) -> ManyReport:
     """Take checkpoints to a common order of units; any two then compare unit by unit.
@@ -71,10 +69,11 @@ def match_many_checkpoints(
         activation: of a plain sequential network.
         overwrite: write into folders that exist.
         trust_remote_code: run the code that a Hugging Face folder brings along.
+        max_memory: bytes for the tensors that are matched together; groups that couple more stay as they are.
         seed: of the order of networks and groups.
 
     Raises:
-        CheckpointError: models that differ in architecture, or too large to be held together.
+        CheckpointError: models that differ in architecture, or too large for Frank–Wolfe.
         FileExistsError: a folder exists.
     """
     folders = [Path(folder) for folder in (elements, out) if folder is not None]
@@ -84,25 +83,13 @@ def match_many_checkpoints(
     found = find_spec(
         models[0], spec_file=spec_file, activation=activation, trust_remote_code=trust_remote_code
     )
-    sources = [open_model(model).source for model in models]
-    values = sum(entry.size for source in sources for entry in source.entries().values())
-    if values > MAX_VALUES:
-        raise CheckpointError(
-            f"{values / 1e6:.0f} million values in {len(models)} models are matched in memory together; at "
-            f"most {MAX_VALUES / 1e6:.0f} million are. Match them pair by pair: metanet match A B"
-        )
-    states = []
-    for model, source in zip(models, sources, strict=True):
-        tensors = SourceTensors(source)
-        try:
-            found.spec.check(tensors.shapes())
-        except ValueError as error:
-            raise CheckpointError(f"{model} does not fit the spec of {models[0]}: {error}") from None
-        states.append({name: tensors[name] for name in tensors})
-        source.close()
-    floats = [{k: t.float() if t.is_floating_point() else t for k, t in state.items()} for state in states]
-    match = cycle_consistent_matching if method == "cycle-consistent" else merge_many_matching
-    universe = match(found.spec, floats, seed=seed)
+    opened = [open_model(model) for model in models]
+    try:
+        sources = {f"{number}: {one.label}": one.source for number, one in enumerate(opened, 1)}
+        universe = common_order(found.spec, sources, method=method, max_memory=max_memory, seed=seed)
+    finally:
+        for one in opened:
+            one.source.close()
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     files, outputs = [], []
@@ -123,4 +110,5 @@ def match_many_checkpoints(
         universe.after,
         tuple(files),
         tuple(outputs),
+        universe.held,
     )

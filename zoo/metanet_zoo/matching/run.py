@@ -196,7 +196,7 @@ def write_aligned(
         recipe = {
             "models": [{"model": model}],
             "merge_method": "passthrough",
-            "align": {model: os.fspath(file)},
+            "align": {"elements": {model: os.fspath(file)}},
         }
         merge_checkpoints(
             recipe, out, max_shard_size=max_shard_size, overwrite=overwrite, card=False, progress=written
