@@ -124,7 +124,7 @@ def solve(network: Network, group: str, mode: Mode, rigid: Iterable[str] = ()) -
     forms = {place: system.unknown() for place in places}
     still = set(rigid)
     for entry, leaf in places:
-        if entry in still or network.mixed(entry) or entry not in network.positions:
+        if entry in still or network.mixed(entry) or entry not in network.uses:
             system.zero(forms[entry, leaf])
     propagation = Propagation(network, group, mode, system, forms)
     propagation.run()

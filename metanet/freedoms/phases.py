@@ -62,7 +62,7 @@ def _turns(network: Network, group: str, roles: Mapping[Place, Role], shifts: _S
     system = LinearSystem(binary=True)
     turn = system.unknown()
     forms: dict[Place, Form] = {place: turn if role == "in" else ZERO for place, role in roles.items()}
-    operations = network.spec.operations
+    operations = network.operations
     given: dict[int, Row] = {
         position: (turn,) * sum(occurrences(axis, group) for axis in operations[position].axes)
         for position in shifts.sines
@@ -112,7 +112,7 @@ class _Shifts:
         self.amounts: dict[int, float] = {}
         self.sines: dict[int, float] = {}
         for position in network.touching[group]:
-            self._visit(position, network.spec.operations[position])
+            self._visit(position, network.operations[position])
 
     def _visit(self, position: int, op: Operation) -> None:
         shifted = [self.amounts.get(source, 0.0) for source in op.inputs]
@@ -158,7 +158,7 @@ class _Shifts:
         if not isinstance(alpha, (int, float)):
             return None
         for source, amount in zip(op.inputs, shifted, strict=True):
-            here = self.network.spec.operations[source].axes
+            here = self.network.operations[source].axes
             if amount and self.count(here) != self.count(op.axes):
                 return None
         if len(shifted) == 1:

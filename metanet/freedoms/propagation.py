@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from metanet.axis import Axis, Perm, atoms
+from metanet.freedoms.dataflow import Dataflow
 from metanet.freedoms.equations import EQUATIONS, Carrier, Mode, Step, Unfit
 from metanet.freedoms.equations.registry import Row, occurrences
 from metanet.freedoms.linear_forms import Form, LinearSystem
 from metanet.leaf import leaves_of
 from metanet.skeleton import Operation
-from metanet.spec import WeightSpec
 
 Place = tuple[str, int]
 """An entry (the first of tied ones) and one of its leaves."""
@@ -24,16 +23,8 @@ NULL = frozenset(
 """Functions that keep zero tensors zero."""
 
 
-@dataclass(frozen=True)
-class Network:
-    """The operations of a spec, by the groups that they touch."""
-
-    spec: WeightSpec
-
-    @cached_property
-    def first(self) -> Mapping[str, str]:
-        """The first name of every tied entry."""
-        return {name: tie[0] for tie in self.spec.ties for name in tie}
+class Network(Dataflow):
+    """The operations of a spec, by the groups that they touch, and the places of groups in entries."""
 
     def entry(self, name: str) -> str:
         """Return the name under which an entry's places are known."""
@@ -43,24 +34,14 @@ class Network:
     def touching(self) -> Mapping[str, Sequence[int]]:
         """Group to the operations that read or make a value, or read an entry, that carries it."""
         found: dict[str, list[int]] = {}
-        operations = self.spec.operations
-        own = [_groups(operation.axes) for operation in operations]
+        own = [_groups(operation.axes) for operation in self.operations]
         entries = {name: _groups(axes) for name, axes in self.spec.entries}
-        for position, operation in enumerate(operations):
+        for position, operation in enumerate(self.operations):
             groups = {*own[position]}
             groups.update(*(own[source] for source in operation.inputs))
             groups.update(*(entries[entry] for _, entry in operation.parameters))
             for group in groups:
                 found.setdefault(group, []).append(position)
-        return found
-
-    @cached_property
-    def readers(self) -> Sequence[Sequence[int]]:
-        """Operation to the operations that read its result."""
-        found: list[list[int]] = [[] for _ in self.spec.operations]
-        for position, operation in enumerate(self.spec.operations):
-            for source in operation.inputs:
-                found[source].append(position)
         return found
 
     @cached_property
@@ -85,38 +66,18 @@ class Network:
         names = [name for entry in entries for name in ties.get(entry, (entry,))]
         return sorted(names, key=lambda name: self.order[name])
 
-    @cached_property
-    def positions(self) -> Mapping[str, Sequence[int]]:
-        """Entry to the operations that read it."""
-        found: dict[str, list[int]] = {}
-        for position, operation in enumerate(self.spec.operations):
-            for _, entry in operation.parameters:
-                found.setdefault(self.entry(entry), []).append(position)
-        return found
-
-    def uses(self, entry: str) -> list[tuple[Operation, str]]:
-        """Return the operations that read an entry, and its role there."""
-        operations = (self.spec.operations[position] for position in self.positions.get(entry, ()))
-        return [
-            (operation, role)
-            for operation in dict.fromkeys(operations)
-            for role, name in operation.parameters
-            if self.entry(name) == entry
-        ]
-
     def eps(self, entry: str) -> float | None:
         """Return what is added to a variance before its root, or None of another entry."""
         found = {
-            operation.attribute("eps") if role == "running_var" else None
-            for operation, role in self.uses(entry)
+            self.operations[position].attribute("eps") if role == "running_var" else None
+            for position, role in self.uses.get(entry, ())
         }
         [eps] = found if len(found) == 1 else [None]
         return float(eps) if isinstance(eps, (int, float)) else None
 
     def mixed(self, entry: str) -> bool:
         """Return whether an entry is a variance in one place and something else in another."""
-        uses = self.uses(entry)
-        variance = any(role == "running_var" for _, role in uses)
+        variance = any(role == "running_var" for _, role in self.uses.get(entry, ()))
         return variance and self.eps(entry) is None
 
 
@@ -161,24 +122,24 @@ class Propagation:
                 continue
             done = position
             if given is not None and position in given:
-                carrier = self._placed(self.network.spec.operations[position], given[position])
+                carrier = self._placed(self.network.operations[position], given[position])
             else:
                 carrier = self._result(position)
             self.carriers[position] = carrier
             if carrier.hidden or self.finals.get(position):
-                for reader in self.network.readers[position]:
+                for reader, _ in self.network.readers[position]:
                     heapq.heappush(queue, reader)
 
     def value(self, position: int) -> Carrier:
         """Return what an operation made."""
         found = self.carriers.get(position)
         if found is None:
-            axes = self.network.spec.operations[position].axes
+            axes = self.network.operations[position].axes
             found = Carrier(tuple(() for _ in axes), axes, null=self._null_constant(position))
         return found
 
     def _null_constant(self, position: int) -> bool:
-        operation = self.network.spec.operations[position]
+        operation = self.network.operations[position]
         return operation.kind == "constant" and operation.attribute("value") == 0
 
     def entry(self, name: str) -> Carrier:
@@ -192,7 +153,7 @@ class Propagation:
         return Carrier(tuple(map(tuple, rows)), axes)
 
     def _result(self, position: int) -> Carrier:
-        op = self.network.spec.operations[position]
+        op = self.network.operations[position]
         counts = tuple(occurrences(axis, self.group) for axis in op.axes)
         inputs = tuple(map(self.value, op.inputs))
         parameters = {role: self.entry(entry) for role, entry in op.parameters}

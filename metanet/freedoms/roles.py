@@ -27,7 +27,8 @@ def roles_of(network: Network, group: str) -> Mapping[Place, Role]:
     met: dict[tuple[str, int], Role] = {}
     for entry in entries:
         axes = network.spec.axes[entry]
-        for op, role in network.uses(entry):
+        for position, role in network.uses.get(entry, ()):
+            op = network.operations[position]
             for dim, axis in enumerate(axes):
                 if occurrences(axis, group):
                     here: Role = "bias" if entry in added else _role(op, role, dim, len(axes))
@@ -52,8 +53,8 @@ def _role(op: Operation, role: str, dim: int, rank: int) -> Role:
 
 def _only_added(network: Network, entry: str) -> bool:
     """Return whether an entry is used as a tensor that is added to others, and as nothing else."""
-    operations = network.spec.operations
-    users = network.positions.get(entry, ())
-    readers = [operations[reader] for user in users for reader in network.readers[user]]
+    operations = network.operations
+    users = [position for position, _ in network.uses.get(entry, ())]
+    readers = [operations[reader] for user in users for reader, _ in network.readers[user]]
     plain = all(operations[user].kind == "parameter" for user in users)
     return plain and bool(readers) and all(reader.kind in ("add", "sub") for reader in readers)
