@@ -70,6 +70,15 @@ def test_every_kind_of_tensor(model: dict[str, Tensor], tmp_path: Path, rslora: 
     assert torch.equal(result["head.weight"], parts["head.weight"])
 
 
+def test_adapter_of_a_tensor_that_it_also_stores(model: dict[str, Tensor], tmp_path: Path) -> None:
+    # peft stores the embedding beside the adapter of it.
+    draw = torch.Generator().manual_seed(1)
+    a, b, whole = (torch.randn(*shape, generator=draw) for shape in ((2, 10), (8, 2), (10, 8)))
+    parts = {"emb.lora_embedding_A": a, "emb.lora_embedding_B": b, "emb.base_layer.weight": whole}
+    result = merged(tmp_path, adapter(tmp_path / "lora", parts, lora_alpha=2))
+    torch.testing.assert_close(result["emb.weight"], whole + (b @ a).T)
+
+
 def test_dora_and_transposed_layers(model: dict[str, Tensor], tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(1)
     a, b, length = (torch.randn(*shape, generator=draw) for shape in ((2, 8), (12, 2), (12,)))

@@ -49,7 +49,7 @@ class LoraSource:
     Args:
         source: the model's tensors.
         adapters: tensor -> what is added to it.
-        replaced: tensor -> the source that has it whole, and its name there.
+        replaced: tensor -> the source that has it whole, and its name there; adapters are added to that.
 
     References:
         E. J. Hu et al., LoRA: low-rank adaptation of large language models, 2021.
@@ -74,13 +74,10 @@ class LoraSource:
 
     def read(self, name: str, start: int, stop: int, out: Bytes) -> None:
         """Fill ``out`` with the bytes of values ``start:stop``."""
-        if name in self._replaced:
-            source, own = self._replaced[name]
-            source.read(own, start, stop, out)
-        elif name in self._adapters:
+        if name in self._adapters:
             self._read_adapted(name, start, stop, out)
         else:
-            self._source.read(name, start, stop, out)
+            self._read_whole(name, start, stop, out)
 
     def close(self) -> None:
         """Release open files."""
@@ -88,12 +85,16 @@ class LoraSource:
         for source, _ in self._replaced.values():
             source.close()
 
+    def _read_whole(self, name: str, start: int, stop: int, out: Bytes) -> None:
+        source, own = self._replaced.get(name, (self._source, name))
+        source.read(own, start, stop, out)
+
     def _read_adapted(self, name: str, start: int, stop: int, out: Bytes) -> None:
         entry, adapter = self._entries[name], self._adapters[name]
         columns = row_length(entry.shape)
         first, last = start // columns, -(-stop // columns)
         raw = np.empty((last - first) * columns * entry.item_size, np.uint8)
-        self._source.read(name, first * columns, last * columns, raw)
+        self._read_whole(name, first * columns, last * columns, raw)
         values: Floats = np.empty(
             (last - first) * columns, np.float64 if entry.dtype == "F64" else np.float32
         )
