@@ -10,8 +10,8 @@ from metanet.merging.spelling import nearest
 
 AlignMethod = Literal["auto", "weights", "reference", "cycle-consistent", "merge-many"]
 """What models are taken to. ``reference`` and ``weights``: to the base, or else to the first model, the
-latter however little that gains. ``cycle-consistent`` (C²M³) and ``merge-many``: all of them to a common order
-of units. ``auto``: to the base where there is one; three or more models without one to a common order."""
+latter however little that gains. ``cycle-consistent`` (C²M³) and ``merge-many``: all of them to a common
+order of units. ``auto``: to the base if there is one; three or more models without one to a common order."""
 ManyMethod = Literal["reference", "cycle-consistent", "merge-many"]
 """How three or more are aligned."""
 ALIGN_METHODS: tuple[AlignMethod, ...] = get_args(AlignMethod)

@@ -11,6 +11,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from metanet.merging.floats import Floats
 from metanet.merging.stretch import Settings, Stretch, Value
 
@@ -40,6 +43,10 @@ class Combine(Protocol):
     def __call__(self, stretch: Stretch, *statistics: Any) -> Floats:
         """Return the output's values of a stretch."""
         ...
+
+
+Prepare = Callable[[Settings, Sequence[NDArray[np.float64]]], Any]
+"""Settings and Gram matrices, which may be overwritten -> what `Method.combine` gets behind the stretch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,8 @@ class Method:
         statistics: what it must know of the whole tensor, see `Pass`; None for an elementwise method.
         rows: whether it must see whole rows.
         importances: whether every model must come with importances of its values.
+        prepare: what it makes of the Gram matrices ``[n, n]`` of a layer's inputs, one per model, before it
+            maps rows of the layer's weight ``[m, n]``; None for a method that takes none.
     """
 
     name: str
@@ -88,6 +97,7 @@ class Method:
     statistics: Callable[[Settings, tuple[int, ...], bool], Statistics] | None = None
     rows: bool = False
     importances: bool = False
+    prepare: Prepare | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -104,6 +114,7 @@ def merge_method(
     statistics: Callable[[Settings, tuple[int, ...], bool], Statistics] | None = None,
     rows: bool = False,
     importances: bool = False,
+    prepare: Prepare | None = None,
 ) -> Callable[[Combine], Combine]:
     """Make a function a merge method that recipes and ``metanet merge`` know by name.
 
@@ -117,6 +128,7 @@ def merge_method(
             tensor's shape and whether there is a base; see `Pass`.
         rows: whether it must see whole rows of the tensor in one stretch.
         importances: whether every model must come with importances of its values (a Fisher information).
+        prepare: what it makes of the Gram matrices of a layer's inputs; see `Method`.
 
     Returns:
         the decorator; it leaves the function as it is.
@@ -150,6 +162,7 @@ def merge_method(
             statistics,
             rows,
             importances,
+            prepare,
         )
         return combine
 

@@ -35,7 +35,7 @@ class TensorIO(Protocol):
     """Where a tensor's values come from and go to; called by several threads at once."""
 
     def read(self, model: int, start: int, stop: int, out: Floats) -> None:
-        """Fill ``out`` with values ``start:stop`` of a model; behind the models base, then importances."""
+        """Fill ``out`` with values ``start:stop`` of a model; then base, importances or Gram matrices."""
         ...
 
     def write(self, start: int, stop: int, values: Floats) -> None:
@@ -72,6 +72,7 @@ class TensorTask:
         dtype: working dtype, float32 or float64.
         difference_dtype: see `Stretch`.
         allow_nonfinite: whether NaN and infinities in the inputs are let through.
+        grams: whether a Gram matrix per model comes behind models and base, for ``method.prepare``.
     """
 
     tensor: str
@@ -84,6 +85,7 @@ class TensorTask:
     dtype: type[np.float32] | type[np.float64] = np.float32
     difference_dtype: str | None = None
     allow_nonfinite: bool = False
+    grams: bool = False
 
 
 def merge_tensor(task: TensorTask, io: TensorIO, mapper: Mapper | None = None) -> None:
@@ -113,6 +115,8 @@ def merge_tensor(task: TensorTask, io: TensorIO, mapper: Mapper | None = None) -
         return partials
 
     statistics = run_statistics(task.method, task.settings, task.shape, task.has_base, read_pass)
+    if task.grams:
+        statistics = (*statistics, _prepared(task, io))
     check = not checked
 
     def write(span: Span) -> None:
@@ -122,6 +126,21 @@ def merge_tensor(task: TensorTask, io: TensorIO, mapper: Mapper | None = None) -
 
     for _ in run(write, cut_spans(task)):
         pass
+
+
+def _prepared(task: TensorTask, io: TensorIO) -> Any:
+    """Read the Gram matrices and let the method make of them what it needs."""
+    assert task.method.prepare is not None
+    size = row_length(task.shape)
+    grams = []
+    for number in range(task.models):
+        values = np.empty(size * size, np.float64)
+        io.read(task.models + task.has_base + number, 0, size * size, values)
+        if not np.isfinite(values).all():
+            bad = np.flatnonzero(~np.isfinite(values))
+            raise NonFiniteError(task.models + task.has_base + number, int(bad[0]), int(bad.size))
+        grams.append(values.reshape(size, size))
+    return task.method.prepare(task.settings, grams)
 
 
 def cut_spans(task: TensorTask) -> Iterator[Span]:

@@ -26,11 +26,14 @@ examples:
       a recipe in mergekit's YAML grammar: what would be done, its size, memory and time
   metanet merge a.pt b.pt --method linear -o merged.safetensors
       any checkpoints of one architecture
+  metanet merge chat code --method regmean --set alpha=0.9 -o merged
+      linear layers fitted to the outputs of both, by the Gram matrices that lie beside the models:
+      metanet_zoo.merging.grams.save_input_grams("chat", model, batches) writes them
   metanet merge a.pt b.pt c.pt --align auto --many merge-many -o merged.safetensors
       networks trained apart, their hidden units brought into one order before they are averaged
 methods:
   linear slerp nuslerp multislerp karcher passthrough model_stock arcee_fusion nearswap sce ram ramplus_tl
-  task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties della della_linear fisher
+  task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties della della_linear fisher regmean
       (metanet merge --methods describes each with its parameters)
 """
 
@@ -88,6 +91,14 @@ def parser() -> argparse.ArgumentParser:
     add("--base", metavar="MODEL", help="base model")
     add("--weights", metavar="W,…", help="one weight per model")
     add(
+        "--importance",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what weighs a model's values, once per model: a Fisher information of the same tensors "
+        "(fisher), Gram matrices of what flows into its layers (regmean, which finds them beside the models)",
+    )
+    add(
         "--set",
         action="append",
         default=[],
@@ -142,7 +153,9 @@ def recipe_of(options: argparse.Namespace) -> tuple[Any, str]:
     first = Path(sources[0]) if sources else None
     if first is not None and first.suffix in (".yml", ".yaml"):
         given = [
-            name for name in ("method", "base", "weights", "dtype", "align", "many") if getattr(options, name)
+            name
+            for name in ("method", "base", "weights", "importance", "dtype", "align", "many")
+            if getattr(options, name)
         ]
         if given or options.set:
             raise ValueError(
@@ -169,6 +182,14 @@ def _recipe_of_models(options: argparse.Namespace, sources: list[str]) -> dict[s
             raise ValueError(f"--weights has {len(weights)} numbers, expected {len(models)}: one per model")
         for model, weight in zip(models, weights, strict=True):
             model["parameters"] = {"weight": weight}
+    if options.importance:
+        if len(options.importance) != len(models):
+            raise ValueError(
+                f"--importance was given {len(options.importance)} times, expected {len(models)}: once for "
+                "every model"
+            )
+        for model, file in zip(models, options.importance, strict=True):
+            model["importance"] = file
     parameters: dict[str, Any] = {}
     for item in options.set:
         name, equals, text = item.partition("=")

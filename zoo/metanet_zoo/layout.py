@@ -9,6 +9,8 @@ from metanet_zoo.errors import CheckpointError
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".tar")
 INDEX_SUFFIX = ".index.json"
+GRAMS = "gram.safetensors"
+"""File of Gram matrices in a model's folder; beside a single file its name goes before."""
 TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|rng_state|scaler)", re.IGNORECASE)
 """Files that a trainer leaves beside the weights and that hold none."""
 
@@ -40,7 +42,7 @@ def choose_file(names: Collection[str], origin: str) -> str:
         indices = sorted(
             name for suffix in suffixes for name in names if name.endswith(suffix + INDEX_SUFFIX)
         )
-        files = sorted(name for name in names if name.endswith(suffixes) and not TRAINING_STATE.match(name))
+        files = sorted(name for name in names if name.endswith(suffixes) and not _holds_no_weights(name))
         for candidates in (indices, files):
             if len(candidates) == 1:
                 return candidates[0]
@@ -50,6 +52,10 @@ def choose_file(names: Collection[str], origin: str) -> str:
         f"{origin}: found no checkpoint among {len(names)} files, expected model.safetensors, "
         "model.safetensors.index.json, pytorch_model.bin or one file of safetensors or torch.save"
     )
+
+
+def _holds_no_weights(name: str) -> bool:
+    return TRAINING_STATE.match(name) is not None or name == GRAMS or name.endswith("." + GRAMS)
 
 
 def read_index(path: Path) -> tuple[dict[str, str], dict[str, object]]:

@@ -31,6 +31,7 @@ def merge(
     each: Mapping[str, list[float]] | None = None,
     mapper: Mapper | None = None,
     importances: list[Array] | None = None,
+    grams: list[Array] | None = None,
     **parameters: Any,
 ) -> Array:
     """Merge arrays by a method, its parameters at their defaults where not given."""
@@ -59,10 +60,12 @@ def merge(
         base is not None,
         seed,
         dtype,
+        grams=grams is not None,
     )
     flat = [array.reshape(-1) for array in (*models, *([] if base is None else [base]))]
     if method.importances:
         flat += [array.reshape(-1) for array in importances or [np.ones_like(model) for model in models]]
+    flat += [array.reshape(-1) for array in grams or []]
     out = np.full(models[0].size, np.nan, dtype)
     merge_tensor(task, ArrayIO(flat, out), mapper)
     return out.reshape(shape)
@@ -332,3 +335,49 @@ def test_fisher_weighs_every_value() -> None:
 def test_stretches_cover_more_than_one() -> None:
     # The laws above would prove less if no tensor were cut.
     assert 2 * STRETCH < 200 * 700
+
+
+def test_regmean_minimises_the_squared_error_of_the_outputs() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((7, 5)) for _ in range(2))
+    x, y = (rng.standard_normal((20, 5)) @ rng.standard_normal((5, 5)) for _ in range(2))
+    merged = merge("regmean", [a, b], grams=[x.T @ x, y.T @ y], alpha=1.0)
+    # The same as one regression on all inputs, each with its own model's outputs.
+    wanted = np.linalg.lstsq(np.vstack([x, y]), np.vstack([x @ a.T, y @ b.T]), rcond=None)[0].T
+    np.testing.assert_allclose(merged, wanted, rtol=1e-9)
+    twice = merge("regmean", [a, b], grams=[x.T @ x, y.T @ y], each={"weight": [2.0, 1.0]}, alpha=1.0)
+    stacked = np.vstack([x, x, y]), np.vstack([x @ a.T, x @ a.T, y @ b.T])
+    np.testing.assert_allclose(twice, np.linalg.lstsq(*stacked, rcond=None)[0].T, rtol=1e-9)
+
+
+def test_regmean_shrinks_towards_weights_by_column() -> None:
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal((STRETCH // 64 + 3, 96)) for _ in range(2))
+    x, y = rng.standard_normal((50, 96)), 3 * rng.standard_normal((50, 96))
+    x[:, 4] = y[:, 4] = 0  # an input that nobody saw active is averaged
+    grams = [x.T @ x, y.T @ y]
+    diagonal = [np.diagonal(gram) + 1.0 * (np.arange(96) == 4) for gram in grams]
+    merged = merge("regmean", [a, b], grams=[gram.copy() for gram in grams], alpha=0.0)
+    wanted = (a * diagonal[0] + b * diagonal[1]) / (diagonal[0] + diagonal[1])
+    np.testing.assert_allclose(merged, wanted, rtol=1e-9)
+    shrunk = [
+        0.9 * gram + 0.1 * np.diag(np.diagonal(gram)) + np.diag(1.0 * (np.arange(96) == 4)) for gram in grams
+    ]
+    solved = np.linalg.solve(sum(shrunk), shrunk[0] @ a.T + shrunk[1] @ b.T).T
+    np.testing.assert_allclose(merge("regmean", [a, b], grams=grams), solved, rtol=1e-8)
+
+
+def test_regmean_refuses_what_is_no_gram_matrix_and_too_little_data() -> None:
+    rng = np.random.default_rng(2)
+    a, x = rng.standard_normal((4, 6)), rng.standard_normal((3, 6))
+    with pytest.raises(ValueError, match="collect them from more data, or lower alpha"):
+        merge("regmean", [a, a], grams=[x.T @ x, x.T @ x], alpha=1.0)
+    np.testing.assert_allclose(merge("regmean", [a, a], grams=[x.T @ x, x.T @ x]), a, rtol=1e-9)
+    with pytest.raises(ValueError, match="Gram matrix that is none"):
+        merge("regmean", [a, a], grams=[x.T @ x, -(x.T @ x)])
+    with pytest.raises(ValueError, match="none below zero and one above"):
+        merge("regmean", [a, a], grams=[x.T @ x, x.T @ x], each={"weight": [1.0, -1.0]})
+    bad = x.T @ x
+    bad[0, 0] = np.inf
+    with pytest.raises(NonFiniteError):
+        merge("regmean", [a, a], grams=[x.T @ x, bad])

@@ -199,7 +199,7 @@ def test_importances_come_from_checkpoints_of_their_own(models: dict[str, Path],
     merged, a, b = read_model(tmp_path / "out"), read_model(models["a"]), read_model(models["b"])
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, (3 * a[name].float() + b[name].float()) / 4)
-    with pytest.raises(RecipeError, match="linear takes none; fisher does"):
+    with pytest.raises(RecipeError, match="linear takes none; fisher and regmean do"):
         merge_checkpoints(recipe | {"merge_method": "linear"}, tmp_path / "other")
 
 

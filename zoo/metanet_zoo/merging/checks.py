@@ -38,8 +38,8 @@ def check_parameters(method: Method, recipe: Recipe) -> None:
         places.append((f"slices[{i}].parameters", piece.parameters, True))
         for j, source in enumerate(piece.sources):
             places.append((f"slices[{i}].sources[{j}].parameters", source.parameters, False))
-    if recipe.importances() and not method.importances:
-        raise RecipeError(f"importance was given, but {method.name} takes none; fisher does")
+    if recipe.importances() and not method.importances and method.prepare is None:
+        raise RecipeError(f"importance was given, but {method.name} takes none; fisher and regmean do")
     for where, parameters, shared in places:
         for name in parameters:
             if name not in method.parameters:

@@ -45,6 +45,12 @@ def memory_per_thread(plan: Plan) -> int:
     return most
 
 
+def gram_memory(plan: Plan) -> int:
+    """Return the bytes that the Gram matrices of a layer's inputs take: as read, as maps, while solved."""
+    solved = [job for job in plan.jobs if job.task is not None and job.task.grams]
+    return max((8 * row_length(job.entry.shape) ** 2 * (len(job.inputs) + 4) for job in solved), default=0)
+
+
 def fitting_threads(plan: Plan, threads: int | None, max_memory: int | None) -> int:
     """Return how many threads to take.
 
@@ -57,10 +63,11 @@ def fitting_threads(plan: Plan, threads: int | None, max_memory: int | None) -> 
     if max_memory is None:
         return count
     each = memory_per_thread(plan)
-    fitting = (max_memory - FIXED_BYTES) // max(1, each)
+    fixed = FIXED_BYTES + gram_memory(plan)
+    fitting = (max_memory - fixed) // max(1, each)
     if fitting < 1:
         raise ValueError(
-            f"this merge takes {FIXED_BYTES + each:,} bytes of memory with one thread, and at most "
+            f"this merge takes {fixed + each:,} bytes of memory with one thread, and at most "
             f"{max_memory:,} are allowed; allow more"
         )
     return min(count, fitting)
@@ -68,7 +75,7 @@ def fitting_threads(plan: Plan, threads: int | None, max_memory: int | None) -> 
 
 def estimate_merge(plan: Plan, threads: int, *, sample: bool) -> Estimate:
     """Estimate a merge; its time (zero without ``sample``) by doing a little of it."""
-    memory = FIXED_BYTES + threads * memory_per_thread(plan)
+    memory = FIXED_BYTES + gram_memory(plan) + threads * memory_per_thread(plan)
     jobs = [job for job in plan.jobs if job.task is not None]
     if not sample:
         return Estimate(0.0, memory, threads)

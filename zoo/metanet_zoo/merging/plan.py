@@ -104,6 +104,14 @@ def make_plan(recipe: Recipe, models: Mapping[ModelReference, MergeModel], optio
         jobs = tuple(planner.from_slices() if recipe.slices else planner.from_models())
     if not jobs:
         raise CheckpointError("the models have no tensor in common; nothing to merge")
+    if method.prepare is not None:
+        solved = sum(job.task is not None and job.task.grams for job in jobs)
+        if not solved:
+            raise CheckpointError(
+                f"no tensor of the models has a Gram matrix, which {method.name} needs; the names in the "
+                "files of Gram matrices must be those of the models' tensors"
+            )
+        notes.append(f"{solved} tensors merged by the Gram matrices of their inputs, the others averaged")
     layers = sum(_length(piece) for piece in recipe.slices) or None
     return Plan(jobs, layers, tuple(notes))
 
@@ -290,6 +298,8 @@ class _Planner:
         check_shapes(name, [(found.model, found.entry) for found in present])
         if self.method.importances:
             present += [self._importance(source, found) for source, found in kept]
+        if self.method.prepare is not None:
+            present += self._grams(kept)
         return self._make(name, [source for source, _ in kept], present, base is not None, depth, piece)
 
     def _importance(self, source: RecipeSource, found: Input) -> Input:
@@ -305,6 +315,28 @@ class _Planner:
             raise CheckpointError(f"{source.importance}: no importances of {found.name!r}")
         check_shapes(found.name, [(each.model, each.entry) for each in (found, weights)])
         return weights
+
+    def _grams(self, kept: Sequence[tuple[RecipeSource, Input]]) -> list[Input]:
+        """The Gram matrices of a layer's inputs in every model; none for a tensor that has no such."""
+        found: list[Input] = []
+        lacking: list[str] = []
+        for source, own in kept:
+            assert source.importance is not None
+            entry = self.models[source.importance].source.entries().get(own.name)
+            if entry is None:
+                lacking.append(str(source.importance))
+                continue
+            wanted = (own.entry.shape[-1],) * 2 if len(own.entry.shape) == 2 else ()
+            if entry.shape != wanted or entry.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"{source.importance}: {own.name!r} is {entry.dtype} {list(entry.shape)}, expected "
+                    f"floats {list(wanted)}: the Gram matrix of what flows into a linear layer"
+                )
+            opened = self.models[source.importance]
+            found.append(Input(str(source.importance), opened.source, own.name, entry))
+        if found and lacking:
+            raise CheckpointError(f"{', '.join(lacking)}: no Gram matrix of {kept[0][1].name!r}")
+        return found
 
     def _make(
         self,
@@ -324,7 +356,8 @@ class _Planner:
         copies = self.method.name == "passthrough" and settings.each("scale") == (1.0,)
         if (copies and inputs[0].entry.dtype == dtype) or entry.size == 0:
             return Job(name, entry, tuple(inputs), None)
-        wide = any(found.entry.dtype == "F64" for found in inputs)
+        values = inputs[: len(sources) + has_base]
+        wide = any(found.entry.dtype == "F64" for found in values)
         difference = None
         if self.options.compat == "mergekit" and has_base:
             difference = self.recipe.dtype or leading.entry.dtype
@@ -339,6 +372,7 @@ class _Planner:
             dtype=np.float64 if wide else np.float32,
             difference_dtype=difference,
             allow_nonfinite=self.options.allow_nonfinite,
+            grams=self.method.prepare is not None and len(inputs) > len(values),
         )
         return Job(name, entry, tuple(inputs), task)
 

@@ -24,6 +24,7 @@ from metanet_zoo.merging.companions import (
 )
 from metanet_zoo.merging.engine import run_jobs
 from metanet_zoo.merging.estimate import Estimate, estimate_merge, fitting_threads
+from metanet_zoo.merging.grams import with_grams
 from metanet_zoo.merging.lora import add_adapter
 from metanet_zoo.merging.model import MergeModel
 from metanet_zoo.merging.plan import Missing, Options, Plan, make_plan
@@ -112,6 +113,8 @@ def merge_checkpoints(
     elif isinstance(recipe, Mapping):
         recipe = parse_recipe(recipe, recipe_text(recipe))
     _check_target(target, overwrite)
+    if find_method(recipe.method).prepare is not None:
+        recipe = with_grams(recipe)
     cache = Path(cache_dir) if cache_dir is not None else None
     models = _open_models(recipe, cache, offline)
     try:
@@ -184,7 +187,9 @@ def _open_models(
     models: dict[ModelReference, MergeModel] = {}
     importances = recipe.importances()
     if importances and (recipe.align is not None or recipe.tokenizer is not None):
-        raise RecipeError("importances are not aligned nor translated; do that with the models first")
+        raise RecipeError(
+            "importances and Gram matrices are not aligned nor translated; do that with the models first"
+        )
     for reference in dict.fromkeys((*recipe.references(), *importances)):
         opened = open_model(reference.model.path, reference.model.revision, cache_dir=cache, offline=offline)
         if reference.lora is not None:
