@@ -46,8 +46,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     for file in options.plugin:
         load_plugin(file)
+    from metanet_zoo.merging.push import Push
     from metanet_zoo.merging.run import merge_checkpoints
 
+    if options.private and options.push is None:
+        raise ValueError("--private is for --push; name the repository: --push org/name")
     recipe, out = recipe_of(options)
     meter = Meter(quiet=options.quiet or options.json or not sys.stderr.isatty())
     report = merge_checkpoints(
@@ -66,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         hash_inputs=options.hash,
         card=not options.no_card,
         offline=True if options.offline else None,
+        push=Push(options.push, options.private) if options.push is not None else None,
         progress=meter,
     )
     meter.end()
@@ -136,6 +140,13 @@ def parser() -> argparse.ArgumentParser:
     add("--hash", action="store_true", help="put the SHA-256 of the inputs on the model card")
     add("--no-card", action="store_true", help="write no README.md and merge_recipe.yml")
     add("--offline", action="store_true", help="ask the hub's cache alone")
+    add(
+        "--push",
+        metavar="ORG/NAME",
+        help="upload the complete output to this repository of the hub, which is made if need be; the token "
+        "is HF_TOKEN, or the one that hf auth login keeps",
+    )
+    add("--private", action="store_true", help="make the repository a private one")
     add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="your own merge methods")
     add("--methods", action="store_true", help="describe the methods and their parameters")
     add("--json", action="store_true", help="print the report as JSON")
@@ -300,6 +311,8 @@ def describe(report: MergeReport) -> str:
         lines.append(f"took over {report.resumed} tensors from an interrupted merge")
     if report.nonfinite:
         lines.append(f"NaN or infinite values in {', '.join(report.nonfinite[:5])}")
+    if report.pushed is not None:
+        lines.append(f"pushed: {report.pushed}")
     lines += [f"note: {note}" for note in report.notes]
     return "\n".join(lines)
 

@@ -26,6 +26,7 @@ class MergeReport:
         nonfinite: tensors that hold NaN or infinities.
         notes: what the user should know, one sentence each.
         dry: whether nothing was written.
+        pushed: address of the commit on the hub, None if it was not asked for.
     """
 
     out: str
@@ -42,6 +43,7 @@ class MergeReport:
     nonfinite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     dry: bool = False
+    pushed: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ from metanet_zoo.merging.grams import with_grams
 from metanet_zoo.merging.lora import add_adapter
 from metanet_zoo.merging.model import MergeModel
 from metanet_zoo.merging.plan import Missing, Options, Plan, make_plan
+from metanet_zoo.merging.push import Push, check_push, push_folder
 from metanet_zoo.merging.report import MergeReport
 from metanet_zoo.merging.shards import Layout, lay_out
 from metanet_zoo.merging.sources import open_model
@@ -72,6 +73,7 @@ def merge_checkpoints(
     card: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
+    push: Push | None = None,
     progress: Progress | None = None,
 ) -> MergeReport:
     """Merge checkpoints, streaming: memory does not grow with the models.
@@ -97,6 +99,7 @@ def merge_checkpoints(
         card: write a model card (README.md) and the recipe beside the weights.
         cache_dir: the hub client's cache, if not its default.
         offline: True asks the hub's cache alone.
+        push: upload the output once it is complete.
         progress: told of every tensor done.
 
     Returns:
@@ -113,6 +116,8 @@ def merge_checkpoints(
     elif isinstance(recipe, Mapping):
         recipe = parse_recipe(recipe, recipe_text(recipe))
     _check_target(target, overwrite)
+    if push is not None:
+        check_push(push, target, offline=bool(offline))
     if find_method(recipe.method).prepare is not None:
         recipe = with_grams(recipe)
     cache = Path(cache_dir) if cache_dir is not None else None
@@ -135,25 +140,32 @@ def merge_checkpoints(
             tokenizer=spoken.files,
         )
         report = _report(prepared, target, dry=dry_run)
-        if dry_run:
-            return report
         companions = dict(prepared.companions)
         if card and target.suffix != ".safetensors":
-            companions |= _card(prepared, target, hash_inputs)
+            companions |= _card(prepared, target, hash_inputs and not dry_run)
+        if dry_run:
+            return report if push is None else _told(report, push, companions)
         resumed, strange = _write(
             prepared, target, companions, options, resume=resume, overwrite=overwrite, progress=progress
         )
     finally:
         for model in models.values():
             model.source.close()
-    return MergeReport(
-        **{
-            **{name: getattr(report, name) for name in MergeReport.__slots__},
-            "seconds": time.monotonic() - began,
-            "resumed": resumed,
-            "nonfinite": tuple(strange),
-        }
+    report = replace(report, seconds=time.monotonic() - began, resumed=resumed, nonfinite=tuple(strange))
+    if push is None:
+        return report
+    commit = push_folder(push, target, f"Merge of {len(report.models)} models by {report.method}")
+    return replace(report, pushed=commit)
+
+
+def _told(report: MergeReport, push: Push, companions: Mapping[str, str | bytes]) -> MergeReport:
+    """Add to a dry run's report what would be uploaded."""
+    size = sum(report.files.values()) + sum(
+        len(content.encode() if isinstance(content, str) else content) for content in companions.values()
     )
+    names = sorted([*report.files, *companions])
+    note = f"would push {len(names)} files, {size / 1e9:.3g} GB, to {push}: {', '.join(names)}"
+    return replace(report, notes=(*report.notes, note))
 
 
 def recipe_text(recipe: Mapping[str, object]) -> str:
