@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from metanet.axis import Perm
@@ -52,18 +53,24 @@ def frank_wolfe(
     soft: list[Soft] = [
         {name: 0.5 * torch.eye(sizes[name]) + 0.5 / sizes[name] for name in free} for _ in states
     ]
-    degree = 2 * max((sum(name in free for name in block.groups) for block in blocks), default=1)
-    points = np.linspace(0.0, 1.0, degree + 1)
-    now = _objective(blocks, values, soft)
+    moved = [
+        [_pieces(block, x, [p])[0] for x, p in zip(tensors, soft, strict=True)]
+        for block, tensors in zip(blocks, values, strict=True)
+    ]
+    now = float(_objective(blocks, [[[x] for x in found] for found in moved])(0.0))
     for _ in range(max_steps):
-        vertices = [_vertices(gradient) for gradient in _gradients(blocks, values, soft)]
-        samples = [_objective(blocks, values, _between(soft, vertices, gamma)) for gamma in points]
-        gamma = _best(points, samples)
-        moved = _between(soft, vertices, gamma)
-        after = _objective(blocks, values, moved)
+        vertices = [_vertices(gradient) for gradient in _gradients(blocks, values, moved, soft)]
+        pieces = [
+            [_pieces(block, x, [p, s]) for x, p, s in zip(tensors, soft, vertices, strict=True)]
+            for block, tensors in zip(blocks, values, strict=True)
+        ]
+        objective = _objective(blocks, pieces)
+        gamma = _best(objective)
+        after = float(objective(gamma))
         if after - now <= LEAST * abs(now):
             break
-        soft, now = moved, after
+        soft, now = _between(soft, vertices, gamma), after
+        moved = [[_at(found, gamma) for found in tensors] for tensors in pieces]
     return tuple(
         GroupElement(
             spec, {name: torch.from_numpy(assign(matrix.numpy())) for name, matrix in found.items()}, {}
@@ -91,59 +98,100 @@ def _blocks(
     return blocks, values
 
 
-def _moved(block: Block, value: Tensor, soft: Soft, skip: int = -1) -> Tensor:
-    """Return a block with all its dimensions but one multiplied by their matrices."""
+def _times(matrix: Tensor, value: Tensor, dim: int) -> Tensor:
+    """Return a block with one dimension multiplied by a matrix, or permuted by the columns of its ones."""
+    if matrix.dtype == torch.long:
+        return value.index_select(dim, matrix)
+    product: Tensor = torch.tensordot(matrix, value, ([1], [dim]))
+    return product.movedim(0, dim)
+
+
+def _pieces(block: Block, value: Tensor, ends: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """Return what a block is along a line of matrices, as the coefficients of a polynomial.
+
+    With k dimensions that are multiplied by P + γ(S − P), it is Σ_j (1−γ)^(k−j) γ^j · pieces[j].
+
+    Args:
+        block: the block.
+        value: its values.
+        ends: P and S by group, or P alone: its one piece is then the block at P.
+    """
+    pieces = [value]
     for dim, atom in enumerate(block.atoms):
-        if dim != skip and isinstance(atom, Perm) and atom.group in soft:
-            value = torch.tensordot(soft[atom.group], value, ([1], [dim])).movedim(0, dim)
+        if not isinstance(atom, Perm) or atom.group not in ends[0]:
+            continue
+        grown = [_times(ends[0][atom.group], piece, dim) for piece in pieces]
+        if len(ends) > 1:
+            last = [_times(ends[1][atom.group], piece, dim) for piece in pieces]
+            grown = [grown[0], *(x + y for x, y in zip(grown[1:], last, strict=False)), last[-1]]
+        pieces = grown
+    return pieces
+
+
+def _at(pieces: Sequence[Tensor], gamma: float) -> Tensor:
+    """Return the block at a point of the line."""
+    degree = len(pieces) - 1
+    value = torch.zeros_like(pieces[0])
+    for j, piece in enumerate(pieces):
+        value += piece * ((1 - gamma) ** (degree - j) * gamma**j)
     return value
 
 
-def _objective(blocks: Sequence[Block], values: Sequence[Sequence[Tensor]], soft: Sequence[Soft]) -> float:
-    total = 0.0
-    for block, tensors in zip(blocks, values, strict=True):
-        moved = torch.stack([_moved(block, x, p) for x, p in zip(tensors, soft, strict=True)])
-        total += 0.5 * float(moved.sum(0).square().sum() - moved.square().sum())
+def _objective(blocks: Sequence[Block], pieces: Sequence[Sequence[Sequence[Tensor]]]) -> Polynomial:
+    """Return F along the line, a polynomial in γ, from the pieces of every block and network."""
+    total = Polynomial([0.0])
+    ahead, back = Polynomial([0.0, 1.0]), Polynomial([1.0, -1.0])
+    for found in pieces:
+        count = len(found[0])
+        products = np.zeros((count, count))
+        summed = [torch.stack([tensors[j] for tensors in found]).sum(0) for j in range(count)]
+        for sign, tensors in ((0.5, summed), *((-0.5, tensors) for tensors in found)):
+            flat = torch.stack([piece.flatten() for piece in tensors]).double()
+            products += sign * (flat @ flat.T).numpy()
+        for i in range(count):
+            for j in range(count):
+                total += products[i, j] * back ** (2 * count - 2 - i - j) * ahead ** (i + j)
     return total
 
 
 def _gradients(
-    blocks: Sequence[Block], values: Sequence[Sequence[Tensor]], soft: Sequence[Soft]
+    blocks: Sequence[Block],
+    values: Sequence[Sequence[Tensor]],
+    moved: Sequence[Sequence[Tensor]],
+    soft: Sequence[Soft],
 ) -> list[Soft]:
     gradients: list[Soft] = [{name: torch.zeros_like(p) for name, p in found.items()} for found in soft]
-    for block, tensors in zip(blocks, values, strict=True):
-        moved = [_moved(block, x, p) for x, p in zip(tensors, soft, strict=True)]
-        total = torch.stack(moved).sum(0)
+    for block, tensors, now in zip(blocks, values, moved, strict=True):
+        total = torch.stack(list(now)).sum(0)
         for network, tensor in enumerate(tensors):
-            others = total - moved[network]
+            others = total - now[network]
             for dim, atom in enumerate(block.atoms):
                 if isinstance(atom, Perm) and atom.group in soft[network]:
-                    partly = _moved(block, tensor, soft[network], skip=dim)
+                    partly = tensor
+                    for other, inner in enumerate(block.atoms):
+                        if other != dim and isinstance(inner, Perm) and inner.group in soft[network]:
+                            partly = _times(soft[network][inner.group], partly, other)
                     left, right = (x.movedim(dim, 0).reshape(x.shape[dim], -1) for x in (others, partly))
                     gradients[network][atom.group] += left @ right.T
     return gradients
 
 
-def _vertices(gradient: Soft) -> Soft:
-    """Return for every group the permutation matrix along which the objective rises fastest."""
-    found: Soft = {}
-    for name, matrix in gradient.items():
-        columns = torch.from_numpy(assign(matrix.numpy()))
-        found[name] = torch.zeros_like(matrix)
-        found[name][torch.arange(len(columns)), columns] = 1.0
+def _vertices(gradient: Soft) -> dict[str, Tensor]:
+    """Return for every group the permutation along which the objective rises fastest: a column per row."""
+    return {name: torch.from_numpy(assign(matrix.numpy())) for name, matrix in gradient.items()}
+
+
+def _between(soft: Sequence[Soft], vertices: Sequence[Mapping[str, Tensor]], gamma: float) -> list[Soft]:
+    found: list[Soft] = []
+    for here, towards in zip(soft, vertices, strict=True):
+        found.append({name: (1 - gamma) * p for name, p in here.items()})
+        for name, columns in towards.items():
+            found[-1][name][torch.arange(len(columns)), columns] += gamma
     return found
 
 
-def _between(soft: Sequence[Soft], vertices: Sequence[Soft], gamma: float) -> list[Soft]:
-    return [
-        {name: torch.lerp(p, towards[name], float(gamma)) for name, p in found.items()}
-        for found, towards in zip(soft, vertices, strict=True)
-    ]
-
-
-def _best(points: np.ndarray, samples: Sequence[float]) -> float:
-    """Return where in [0, 1] the polynomial through the samples is largest."""
-    polynomial = np.polynomial.Polynomial.fit(points, samples, len(points) - 1)
+def _best(polynomial: Polynomial) -> float:
+    """Return where in [0, 1] a polynomial is largest."""
     roots = [complex(root) for root in polynomial.deriv().roots()]
     candidates = [0.0, 1.0, *(root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1)]
     return max(candidates, key=lambda gamma: float(polynomial(gamma)))

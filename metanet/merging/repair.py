@@ -163,7 +163,8 @@ def _run(model: nn.Module, inputs: Tensor, visit: Callable[[str, Affine, Tensor]
 def _moments(layer: Affine, output: Tensor) -> tuple[Tensor, Tensor]:
     channel = _channel(layer, output)
     others = [dim for dim in range(output.ndim) if dim != channel]
-    return output.mean(others), output.std(others)
+    wide = output.to(torch.promote_types(output.dtype, torch.float32))
+    return wide.mean(others), wide.std(others)
 
 
 def _channel(layer: Affine, output: Tensor) -> int:
