@@ -15,14 +15,17 @@ STACKED = 1 << 16
 """Tensors with fewer elements are stacked with others of their shape; larger ones gain nothing by it."""
 
 
-def bucket_key(parameter: Tensor) -> tuple[Any, ...]:
+def bucket_key(parameter: Tensor, *, stacked: bool = False) -> tuple[Any, ...]:
     """Return what parameters of one bucket share; large tensors stand alone."""
     alone = id(parameter) if parameter.numel() > STACKED else 0
-    return (matrix_shape(parameter), parameter.dtype, parameter.device, alone)
+    depth = parameter.shape[0] if stacked else 0
+    shape = matrix_shape(parameter, stacked=stacked)
+    return (depth, shape, parameter.dtype, parameter.device, alone)
 
 
-def matrix_shape(parameter: Tensor) -> tuple[int, ...]:
-    """Return ``(rows, columns)``, kernel offsets being columns, or ``(n,)``."""
+def matrix_shape(parameter: Tensor, *, stacked: bool = False) -> tuple[int, ...]:
+    """Return ``(rows, columns)``, kernel offsets being columns, or ``(n,)``; of a slice if it is stacked."""
+    parameter = parameter[0] if stacked else parameter
     if is_matrix(parameter):
         return (parameter.shape[0], parameter[0].numel())
     return (parameter.numel(),)
@@ -53,14 +56,25 @@ class Bucket:
         role: see `metanet.optim.rule.ROLES`.
         parameters: of one shape.
         entry: name in the spec, for a bucket of one parameter whose units others share.
+        stacked: the first dimension of the parameters counts tensors, which the rule sees one by one.
     """
 
-    def __init__(self, group: int, role: str, parameters: Sequence[Tensor], entry: str | None = None) -> None:
+    def __init__(
+        self,
+        group: int,
+        role: str,
+        parameters: Sequence[Tensor],
+        entry: str | None = None,
+        *,
+        stacked: bool = False,
+    ) -> None:
         self.entry = entry
         self.group = group
         self.role = role
+        self.stacked = stacked
         self.parameters = list(parameters)
-        self.shape = matrix_shape(self.parameters[0])
+        self.shape = matrix_shape(self.parameters[0], stacked=stacked)
+        self.depth = self.parameters[0].shape[0] if stacked else 1
         self._state: dict[str, Tensor] | None = None
 
     def items(
@@ -84,7 +98,7 @@ class Bucket:
             yield self._item(states, stacked, present, finite=finite)
             return
         for i in present:
-            alone = {name: s[:, i : i + 1] for name, s in stacked.items()}
+            alone = {name: s[:, self._slices(i)] for name, s in stacked.items()}
             yield self._item(states, alone, [i], finite=finite)
 
     def _item(
@@ -104,18 +118,23 @@ class Bucket:
         count = int(states[chosen[0]]["count"]) + 1
         for parameter in chosen:
             states[parameter]["count"] = count
-        return chosen, Item(self.role, self._gather(chosen), gradients, state, count, self.entry)
+        values = self._gather(chosen)
+        return chosen, Item(self.role, values, gradients, state, count, self.entry, self.stacked)
+
+    def _slices(self, i: int) -> slice:
+        """Return where a parameter stands among the tensors of the bucket."""
+        return slice(i * self.depth, (i + 1) * self.depth)
 
     def move(self, parameters: Sequence[Tensor], moved: Tensor, rate: float, decay: float) -> None:
         """Subtract ``rate * (moved + decay * parameter)``; in a narrow type the result is rounded once.
 
         Args:
-            parameters: K of the bucket's.
-            moved: ``[K, *shape]`` directions.
+            parameters: of the bucket.
+            moved: ``[K, *shape]`` directions, K the number of their tensors.
             rate: step size.
             decay: decoupled weight decay.
         """
-        for parameter, direction in zip(parameters, moved, strict=True):
+        for parameter, direction in zip(parameters, moved.split(self.depth), strict=True):
             wide = parameter if parameter.dtype == moved.dtype else parameter.to(moved.dtype)
             if decay:
                 wide.mul_(1 - rate * decay)
@@ -124,22 +143,22 @@ class Bucket:
                 parameter.copy_(wide)
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        rows = [t.detach().reshape(self.shape) for t in tensors]
+        rows = [t.detach().reshape(self.depth, *self.shape) for t in tensors]
         wide = torch.float64 if rows[0].dtype == torch.float64 else torch.float32
-        stacked = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-        return stacked.to(wide)
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)).to(wide)
 
     def _stacked(self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]]) -> dict[str, Tensor]:
         """Return the stacked state ``[slots, K, *shape]``, made of what the parameters have or of zeros."""
         if self._state is None:
             like = self._gather(self.parameters[:1])
-            stacked = rule.state((len(self.parameters), *self.shape), like)
+            stacked = rule.state((len(self.parameters) * self.depth, *self.shape), like)
             for i, parameter in enumerate(self.parameters):
                 kept = states.get(parameter) or {}
                 for name, tensor in stacked.items():
+                    own = tensor[:, self._slices(i)] if self.stacked else tensor[:, i]
                     if name in kept:
-                        tensor[:, i] = kept[name].to(tensor)
-                    kept[name] = tensor[:, i]
+                        own.copy_(kept[name])
+                    kept[name] = own
                 kept.setdefault("count", 0)
                 states[parameter] = kept
             self._state = stacked

@@ -1,15 +1,15 @@
 """Links between tensors: the units that they share, as a spec says it.
 
 Every tensor meets units on its sides: a matrix on its rows (the first dimension) and its columns (all later
-ones), anything else on its only side. A message goes from the sides to the units and from the units back to
-every side that carries them. Rows, columns and vectors have weights of their own; that is all that is told
-apart, so one set of weights fits every architecture.
+ones), anything else on its only side; the units of a stack (experts) stand on all sides of it. A message goes
+from the sides to the units and from the units back to every side that carries them. Rows, columns and vectors
+have weights of their own; that is all that is told apart, so one set of weights fits every architecture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from metanet.axis import Axis, Perm, bound_to
 from metanet.blocks import Block, entry_blocks, join, split
 from metanet.spec import WeightSpec
 
+T = TypeVar("T")
 Side: TypeAlias = Literal["row", "column", "vector"]
 SIDES: tuple[Side, ...] = ("row", "column", "vector")
 """How a tensor meets a unit: on its first dimension, on a later one, or as the only one it has."""
@@ -36,10 +37,12 @@ class Links:
 
     Args:
         spec: of the network whose tensors are moved.
+        stacked: entries whose first dimension counts tensors.
     """
 
-    def __init__(self, spec: WeightSpec) -> None:
+    def __init__(self, spec: WeightSpec, stacked: Collection[str] = ()) -> None:
         self.spec = spec
+        self.stacked = frozenset(stacked)
         self._sizes = spec.sizes
         self._axes_of = dict(spec.axes)
         self._shapes = dict(spec.shapes)
@@ -110,12 +113,16 @@ class Links:
         return join(parts, self._axes(entry, side), self._sizes, leading=1).flatten(1)
 
     def _axes(self, entry: str, side: Side) -> tuple[Axis, ...]:
-        axes = self._axes_of[entry]
-        return tuple({"row": axes[:1], "column": axes[1:], "vector": axes}[side])
+        return self._of_side(self._axes_of[entry], entry, side)
 
     def _shape(self, entry: str, side: Side) -> tuple[int, ...]:
-        shape = self._shapes[entry]
-        return tuple({"row": shape[:1], "column": shape[1:], "vector": shape}[side])
+        return self._of_side(self._shapes[entry], entry, side)
+
+    def _of_side(self, dims: tuple[T, ...], entry: str, side: Side) -> tuple[T, ...]:
+        """Return what stands on one side of a tensor, of one thing per dimension."""
+        stack = int(entry in self.stacked)
+        first, second, later = dims[:stack], dims[stack : stack + 1], dims[stack + 1 :]
+        return {"row": (*first, *second), "column": (*first, *later), "vector": dims}[side]
 
     def _plan(self, entry: str, side: Side) -> list[tuple[Block, list[Unit]]]:
         """Return the blocks of a side, each with its units; nested ones need their parents on the side."""

@@ -57,13 +57,24 @@ def exchange(metas: Metas, items: Sequence[Item], passed: Sequence[Passed], link
         for item, result in zip(items, passed, strict=True)
         if item.entry is not None and links.knows(item.entry)
     }
-    pools = links.gather({entry: result.messages for entry, result in known.items()})
+    pools = links.gather(
+        {
+            item.entry: {side: _whole(item, message) for side, message in known[item.entry].messages.items()}
+            for item in items
+            if item.entry in known
+        }
+    )
     for entry, result in known.items():
-        for side in result.terms:
+        for side, term in result.terms.items():
             back = links.scatter(entry, side, pools)
             if back is not None:
                 receive = metas["receive"][:, SIDES.index(side), None].to(back.device)
-                result.terms[side] = result.terms[side] + back * receive
+                result.terms[side] = term + (back * receive).reshape(term.shape)
+
+
+def _whole(item: Item, message: Tensor) -> Tensor:
+    """Return the message of a side: the slices of a stacked tensor send one together."""
+    return message.reshape(1, -1) if item.stacked else message
 
 
 class UnitMeans:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from metanet.optim.bucket import Bucket, bucket_key, check_parameter, gradient_of
 from metanet.optim.links import Links, sides_of
 from metanet.optim.pretrained import MetaWeights, load_meta_weights
-from metanet.optim.roles import is_matrix, roles_of
+from metanet.optim.roles import is_matrix, roles_of, stacked_entries, stacked_of
 from metanet.optim.rule import ROLES, Item
 from metanet.spec import WeightSpec
 
@@ -32,7 +32,9 @@ class LearnedOptimizer(Optimizer):
     distributed data parallel work as with any optimizer.
 
     Args:
-        params: tensors, ``(name, tensor)`` pairs, or groups of them (``"role"`` in a group sets it).
+        params: tensors, ``(name, tensor)`` pairs, or groups of them. ``"role"`` in a group sets it;
+            ``"stacked": True`` says that the first dimension of its tensors counts tensors (stacked experts
+            ``[E, out, in]``), each of which is moved as if it stood alone.
         total_steps: number of steps of the whole training.
         weights: the meta-weights (`load_meta_weights`).
         spec: of the network, whose entries carry the names of the parameters; without one, tensors are
@@ -64,7 +66,8 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"lr and weight_decay must not be negative, found {lr} and {weight_decay}")
         self.weights = weights
         self.spec = spec
-        self.links = Links(spec) if spec is not None and weights.rule.linked else None
+        self.links: Links | None = None
+        self._nested = stacked_entries(spec) if spec is not None else set()
         self._buckets: list[Bucket] | None = None
         self._warned: set[str] = set()
         defaults = {
@@ -72,11 +75,14 @@ class LearnedOptimizer(Optimizer):
             "weight_decay": weight_decay,
             "total_steps": total_steps,
             "role": None,
+            "stacked": None,
             "step": 0,
             "meta_weights": weights.hash,
         }
         super().__init__(params, defaults)
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
+        if spec is not None and weights.rule.linked:
+            self.links = self._made_links(spec)
         if spec is not None and not any(name in spec.axes for name in names):
             raise ValueError(
                 f"the spec has entries {_some(spec.axes)}, the parameters are named {_some(names)}: none "
@@ -115,19 +121,25 @@ class LearnedOptimizer(Optimizer):
         weights = name if isinstance(name, MetaWeights) else load_meta_weights(name)
         if spec is None and weights.rule.linked:
             spec = _derived(model, example_args)
-        roles = roles_of(model)
-        groups: dict[str, list[tuple[str, Tensor]]] = {}
-        for parameter_name, parameter in model.named_parameters():
+        roles, stacked = roles_of(model), stacked_of(model, spec)
+        groups: dict[tuple[str, bool], list[tuple[str, Tensor]]] = {}
+        for name_, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(roles[parameter_name], []).append((parameter_name, parameter))
+                groups.setdefault((roles[name_], name_ in stacked), []).append((name_, parameter))
         if not groups:
             raise ValueError(
                 "the model has no parameter that requires a gradient, so there is nothing to train"
             )
         params = [
-            {"params": groups[role], "role": role, "weight_decay": weight_decay * (role != "vector")}
+            {
+                "params": groups[role, deep],
+                "role": role,
+                "stacked": deep,
+                "weight_decay": weight_decay * (role != "vector"),
+            }
             for role in ROLES
-            if role in groups
+            for deep in (False, True)
+            if (role, deep) in groups
         ]
         return cls(
             params,
@@ -148,6 +160,10 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"unknown role {group['role']!r}; the roles are {known}")
         for parameter in group["params"]:
             check_parameter(parameter)
+            if group["stacked"] and parameter.ndim < 2:
+                shape = list(parameter.shape)
+                self.param_groups.pop()
+                raise ValueError(f"a stacked tensor has two or more dimensions, found one of shape {shape}")
         if self.spec is not None:
             for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
                 if name in self.spec.axes and self.spec.shapes[name] != tuple(parameter.shape):
@@ -157,7 +173,18 @@ class LearnedOptimizer(Optimizer):
                     )
         if len(self.param_groups) > 1:
             group["step"] = max(other["step"] for other in self.param_groups)
+        if self.links is not None:
+            self.links = self._made_links(self.links.spec)
         self._buckets = None
+
+    def _made_links(self, spec: WeightSpec) -> Links:
+        stacked = [n for g in self.param_groups for n in g.get("param_names", ()) if self._is_stacked(g, n)]
+        return Links(spec, stacked)
+
+    def _is_stacked(self, group: Mapping[str, Any], name: str | None) -> bool:
+        """Return whether the first dimension of a parameter counts tensors: its group or the spec says so."""
+        said = group.get("stacked")
+        return name in self._nested if said is None else bool(said)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
@@ -218,11 +245,16 @@ class LearnedOptimizer(Optimizer):
             for number, group in enumerate(self.param_groups):
                 names = group.get("param_names") or [None] * len(group["params"])
                 for parameter, name in zip(group["params"], names, strict=True):
-                    role = (group["role"] or "hidden") if is_matrix(parameter) else "vector"
+                    stacked = self._is_stacked(group, name)
+                    matrix = is_matrix(parameter[0] if stacked else parameter)
+                    role = (group["role"] or "hidden") if matrix else "vector"
                     entry = name if self.links is not None and self.links.knows(name) else None
-                    key = (number, role, entry, *bucket_key(parameter))
+                    key = (number, role, stacked, entry, *bucket_key(parameter, stacked=stacked))
                     found.setdefault(key, (entry, []))[1].append(parameter)
-            self._buckets = [Bucket(key[0], key[1], ps, entry) for key, (entry, ps) in found.items()]
+            self._buckets = [
+                Bucket(number, role, parameters, entry, stacked=stacked)
+                for (number, role, stacked, *_), (entry, parameters) in found.items()
+            ]
         return self._buckets
 
     def describe(self) -> str:
@@ -236,6 +268,7 @@ class LearnedOptimizer(Optimizer):
                 at = next(i for i, p in enumerate(members) if p is parameter)
                 label = names[at] if names else f"group {bucket.group}, parameter {at}"
                 line = f"  {bucket.role:<10} {list(parameter.shape)!s:<20} {label}"
+                line += f"  (a stack of {bucket.depth})" if bucket.stacked else ""
                 if self.links is not None and bucket.entry is not None:
                     groups = self.links.groups(bucket.entry, sides_of(len(bucket.shape)))
                     line += f"  [{', '.join(groups)}]" if groups else ""
@@ -272,7 +305,8 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickled optimizer keeps: buckets are made anew."""
-        return {**super().__getstate__(), "weights": self.weights, "_warned": self._warned, "_buckets": None}
+        kept = ("weights", "spec", "links", "_nested", "_warned")
+        return {**super().__getstate__(), **{k: self.__dict__[k] for k in kept}, "_buckets": None}
 
     def _warn_horizon(self, total: int) -> None:
         if "horizon" not in self._warned:

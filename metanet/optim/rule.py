@@ -61,6 +61,7 @@ class Item:
         state: of the bucket; updated in place.
         count: gradients that the state will have seen, this one included.
         entry: name of the tensor in the spec, for terms across tensors.
+        stacked: the K tensors are the slices of that one entry, such as experts.
     """
 
     role: str
@@ -69,6 +70,7 @@ class Item:
     state: Mapping[str, Tensor]
     count: int
     entry: str | None = None
+    stacked: bool = False
 
 
 class UpdateRule(ABC):
