@@ -13,8 +13,10 @@ examples:
   metanet optim info default
   metanet optim bench --data ../data --quick
       the shipped optimizer on the MLP task, beside baselines that were tuned before
-  metanet optim bench --data ../data --out runs/optim --tasks mlp cnn transformer
+  metanet optim bench --data ../data --out runs/optim --tasks mlp cnn transformer --jobs 2
       every baseline swept over learning rates and schedules; the same command continues
+  metanet optim bench --data ../data --out runs/optim --jobs 2 --dry-run
+      how long all that is left would take, from a few measured steps of each
 
 in a training script:
   from metanet.optim import LearnedOptimizer
@@ -29,19 +31,24 @@ def main(arguments: Sequence[str]) -> int:
         return _list()
     if options.what == "info":
         return _info(options.name, as_json=options.json)
-    from metanet_tasks.optim.bench import bench, quick
+    from metanet_tasks.optim.bench import bench, dry_run, quick
 
+    if options.jobs < 1 or options.seeds < 1:
+        raise ValueError(f"expected --jobs and --seeds of at least 1, found {options.jobs}, {options.seeds}")
+    if options.quick and options.dry_run:
+        raise ValueError("--quick takes some minutes; --dry-run estimates the whole comparison: give one")
     if options.quick:
         return quick(options.data, options.optimizer, seeds=options.seeds, as_json=options.json)
-    if options.out is None:
+    if options.out is None and not options.dry_run:
         raise ValueError("the whole comparison keeps its runs: name a folder with --out (or use --quick)")
-    return bench(
+    return (dry_run if options.dry_run else bench)(
         options.data,
         options.out,
         options.optimizer,
         tasks=options.tasks,
         baselines=options.baselines,
         seeds=options.seeds,
+        jobs=options.jobs,
         as_json=options.json,
     )
 
@@ -79,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--tasks", nargs="+", help="tasks (all): mlp, cnn, rnn, transformer, …")
     compare.add_argument("--baselines", nargs="*", help="baselines (all): AdamW, 'Muon + AdamW', …")
     compare.add_argument("--seeds", type=int, default=5, help="paired seeds")
+    compare.add_argument("--jobs", type=int, default=1, help="trainings at the same time, one thread each")
+    compare.add_argument(
+        "--dry-run", action="store_true", help="measure a few steps of everything and print the time it takes"
+    )
     compare.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return made
 

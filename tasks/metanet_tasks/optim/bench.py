@@ -10,7 +10,8 @@ from typing import Any
 
 from metanet_tasks.console import progress
 from metanet_tasks.optim.baselines import BASELINES
-from metanet_tasks.optim.harness import STEPS, Results, Setting, best, run, sweep
+from metanet_tasks.optim.harness import STEPS, Results, Setting
+from metanet_tasks.optim.plan import Unit, estimate, finals, learned_settings, run_all, sweeps
 from metanet_tasks.optim.table import Row, markdown, rows
 from metanet_tasks.optim.tasks import TASKS
 
@@ -26,17 +27,21 @@ def bench(
     tasks: Sequence[str] | None = None,
     baselines: Sequence[str] | None = None,
     seeds: int = 5,
+    jobs: int = 1,
     as_json: bool = False,
 ) -> int:
     """Tune every baseline on the first seed, run its best rate and the learned optimizers on all seeds.
 
+    What is done is not done again; several calls may share a folder, one after another or at once.
+
     Args:
         data: folder of the data sets.
-        out: folder for ``runs.jsonl``, ``table.md``, ``table.json`` and a plot per task.
+        out: folder for ``runs.jsonl``, ``table.md``, ``table.json`` and a plot per task, of all runs in it.
         learned: names or paths of meta-weights.
         tasks: names of tasks; all by default.
         baselines: names of baselines; all by default.
         seeds: number of paired seeds.
+        jobs: processes that train at the same time.
         as_json: print JSON instead of tables.
 
     Raises:
@@ -44,47 +49,63 @@ def bench(
     """
     chosen = _known(tasks, TASKS, "task")
     against = _known(baselines, BASELINES, "baseline")
-    results = Results(out / "runs.jsonl")
+    kept = out / "runs.jsonl"
     for name in chosen:
-        tuned = [setting for optimizer in against for setting in sweep(name, optimizer)]
-        _run_all(tuned, results, data, f"{name}: sweeps")
-        final = [
-            Setting(name, optimizer, rate, schedule, seed)
-            for optimizer in against
-            for schedule in BASELINES[optimizer].schedules
-            if (rate := best(results, name, optimizer, schedule)) is not None
-            for seed in range(seeds)
-        ]
-        final += _learned(name, learned, seeds)
-        _run_all(final, results, data, f"{name}: seeds")
-        _write(results, chosen, out)
-    _show(results, chosen, as_json=as_json)
+        results = Results(kept)
+        _run(sweeps(name, against, results), results, data, jobs, f"{name}: sweeps")
+        _run(finals(name, against, learned, seeds, results), results, data, jobs, f"{name}: seeds")
+        _write(Results(kept), out)
+    _show(Results(kept), chosen, as_json=as_json)
+    return 0
+
+
+def dry_run(
+    data: Path,
+    out: Path | None,
+    learned: Sequence[str],
+    *,
+    tasks: Sequence[str] | None = None,
+    baselines: Sequence[str] | None = None,
+    seeds: int = 5,
+    jobs: int = 1,
+    as_json: bool = False,
+) -> int:
+    """Measure some steps of all that `bench` would still run with these arguments, and print its time."""
+    results = Results(out / "runs.jsonl") if out else Unkept()
+    chosen, against = _known(tasks, TASKS, "task"), _known(baselines, BASELINES, "baseline")
+    costs = list(estimate(chosen, against, learned, seeds, results, data))
+    hours = sum(cost.seconds for cost in costs) / 3600
+    if as_json:
+        print(json.dumps({"costs": [asdict(cost) for cost in costs], "hours": hours / jobs}, indent=1))
+        return 0
+    print(f"{'task':<13}{'optimizer':<22}{'runs':>5}{'ms/step':>9}{'sweep ms/step':>15}{'minutes':>9}")
+    for cost in costs:
+        batch = "" if cost.batch_step_ms is None else f"{cost.batch_step_ms:.1f}"
+        line = f"{cost.task:<13}{cost.optimizer:<22}{cost.runs:>5}{cost.step_ms:>9.2f}{batch:>15}"
+        print(f"{line}{cost.seconds / 60:>9.1f}")
+    runs = sum(cost.runs for cost in costs)
+    print(f"{runs} runs of {STEPS} steps: {hours / jobs:.1f} hours with {jobs} at a time")
     return 0
 
 
 def quick(data: Path, learned: Sequence[str], *, seeds: int = 5, as_json: bool = False) -> int:
     """Run learned optimizers on the MLP task and print them in the table of the shipped baselines."""
-    results = Results(SHIPPED_TABLE)
-    for setting in _learned("mlp", learned, seeds):
-        results.found.pop(setting.key, None)
-    scratch = _Unkept(results)
-    _run_all(_learned("mlp", learned, seeds), scratch, data, "mlp")
-    _show(scratch, ["mlp"], as_json=as_json)
+    results = Unkept(Results(SHIPPED_TABLE))
+    settings = learned_settings("mlp", learned, seeds)
+    _run([(setting,) for setting in settings], results, data, 1, "mlp")
+    _show(results, ["mlp"], as_json=as_json)
     return 0
 
 
-class _Unkept(Results):
+class Unkept(Results):
     """Results that start from others and write nothing."""
 
-    def __init__(self, start: Results) -> None:
-        self.found = dict(start.found)
+    def __init__(self, start: Results | None = None) -> None:
+        self.found = dict(start.found) if start else {}
 
     def add(self, setting: Setting, result: dict[str, Any]) -> None:
+        """Keep a run in memory."""
         self.found[setting.key] = result
-
-
-def _learned(task: str, names: Sequence[str], seeds: int) -> list[Setting]:
-    return [Setting(task, f"learned:{name}", 1.0, "own", seed) for name in names for seed in range(seeds)]
 
 
 def _known(names: Sequence[str] | None, table: Iterable[str], what: str) -> list[str]:
@@ -96,20 +117,22 @@ def _known(names: Sequence[str] | None, table: Iterable[str], what: str) -> list
     return list(names)
 
 
-def _run_all(settings: Sequence[Setting], results: Results, data: Path, label: str) -> None:
-    left = [setting for setting in settings if setting.key not in results.found]
+def _run(units: Sequence[Unit], results: Results, data: Path, jobs: int, label: str) -> None:
     with progress() as bar:
-        shown = bar.add_task(label, total=len(settings), completed=len(settings) - len(left), note="")
-        for setting in left:
-            results.add(setting, run(TASKS[setting.task], setting, data))
-            bar.advance(shown)
+        shown = bar.add_task(label, total=sum(map(len, units)), note="")
+        for unit, found in run_all(units, data, jobs):
+            for setting, result in zip(unit, found, strict=True):
+                results.add(setting, result)
+            bar.advance(shown, len(unit))
 
 
-def _write(results: Results, tasks: Sequence[str], out: Path) -> None:
+def _write(results: Results, out: Path) -> None:
     """Write the tables and plots of what is done so far."""
     from metanet_tasks.optim.plot import plot_curves
 
     parts = []
+    done = {setting.task for setting, _ in results}
+    tasks = [task for task in TASKS if task in done]
     for task in tasks:
         found = rows(results, task)
         if found:

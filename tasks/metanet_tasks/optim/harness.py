@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from metanet.optim import LearnedOptimizer
 from metanet_tasks.optim.baselines import BASELINES
-from metanet_tasks.optim.tasks import Task, accuracy, loss_of
+from metanet_tasks.optim.tasks import Data, Task, accuracy, loss_of
 
 STEPS = 2000
 LAST = 100
@@ -59,31 +59,65 @@ def run(task: Task, setting: Setting, folder: Path) -> dict[str, Any]:
         test examples, ``seconds`` of all steps, optimizer included; a divergent run has ``final`` = inf.
     """
     data = task.data(folder)
-    torch.manual_seed(setting.seed)
-    model = task.build()
-    generator = torch.Generator().manual_seed(setting.seed)
     inputs, targets = data.train
-    optimizers = _optimizers(model, task, setting, inputs[:2])
-    schedules = [] if setting.schedule != "cosine" else [_warmup_cosine(o, setting.steps) for o in optimizers]
-    _mode(optimizers, training=True)
-    losses = torch.empty(setting.steps)
+    training = Training(task, setting, inputs[:2])
+    losses = torch.full((setting.steps,), math.inf)
     start = time.perf_counter()
     for step in range(setting.steps):
-        chosen = torch.randint(len(inputs), (task.batch_size,), generator=generator)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss = loss_of(model, inputs[chosen], targets[chosen])
+        chosen = training.draw(len(inputs))
+        training.model.zero_grad()
+        loss = loss_of(training.model, inputs[chosen], targets[chosen])
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        for schedule in schedules:
-            schedule.step()
-        losses[step] = loss.detach()
-        if not math.isfinite(float(losses[step])) or float(losses[step]) > 1e3:
-            losses[step:] = math.inf
+        training.step()
+        if not training.sound(value := float(loss.detach())):
             break
+        losses[step] = value
     seconds = time.perf_counter() - start
-    _mode(optimizers, training=False)
+    training.finish()
+    return outcome(losses, training.model, data, seconds)
+
+
+class Training:
+    """A network with its optimizers and schedules, as a setting says; seeded, so that runs are paired.
+
+    Args:
+        task: the network and the batch size.
+        setting: optimizer, rate, schedule, seed, steps.
+        example: two inputs.
+    """
+
+    def __init__(self, task: Task, setting: Setting, example: torch.Tensor) -> None:
+        torch.manual_seed(setting.seed)
+        self.model = task.build()
+        self.batch_size = task.batch_size
+        self.generator = torch.Generator().manual_seed(setting.seed)
+        self.optimizers = _optimizers(self.model, setting, example)
+        cosine = setting.schedule == "cosine"
+        self.schedules = [_warmup_cosine(o, setting.steps) for o in self.optimizers] if cosine else []
+        _mode(self.optimizers, training=True)
+
+    def draw(self, count: int) -> torch.Tensor:
+        """Return the indices of the next batch."""
+        return torch.randint(count, (self.batch_size,), generator=self.generator)
+
+    def step(self) -> None:
+        """Let optimizers and schedules step."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
+
+    def sound(self, loss: float) -> bool:
+        """Return whether a loss is that of a training that has not diverged."""
+        return math.isfinite(loss) and loss <= 1e3
+
+    def finish(self) -> None:
+        """Bring the network to the weights that its optimizers give."""
+        _mode(self.optimizers, training=False)
+
+
+def outcome(losses: torch.Tensor, model: torch.nn.Module, data: Data, seconds: float) -> dict[str, Any]:
+    """Return the result of a training with ``[steps]`` losses, infinite from where it diverged."""
     final = float(losses[-LAST:].mean())
     curve = losses.unfold(0, WINDOW, WINDOW).mean(1)
     return {
@@ -95,9 +129,7 @@ def run(task: Task, setting: Setting, folder: Path) -> dict[str, Any]:
     }
 
 
-def _optimizers(
-    model: torch.nn.Module, task: Task, setting: Setting, example: torch.Tensor
-) -> list[Optimizer]:
+def _optimizers(model: torch.nn.Module, setting: Setting, example: torch.Tensor) -> list[Optimizer]:
     kind, _, name = setting.optimizer.partition(":")
     if kind == "learned":
         return [
@@ -141,10 +173,9 @@ class Results:
         self.found: dict[str, dict[str, Any]] = {}
         if path.exists():
             text = path.read_text(encoding="utf-8")
-            if text and not text.endswith(
-                "\n"
-            ):  # torn by a kill: what is added next begins a line of its own
-                path.write_text(text + "\n", encoding="utf-8")
+            if text and not text.endswith("\n"):  # torn by a kill: what is added next begins its own line
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
             for line in text.splitlines():
                 try:
                     entry = json.loads(line)

@@ -29,7 +29,7 @@ class Row:
         trials: learning rates that were tried for it.
         finals: final loss by seed.
         accuracy: mean test accuracy.
-        seconds: median seconds of a run.
+        seconds: median seconds of a run that ran alone.
         difference: mean paired difference of final losses to the reference, with its 95 % half-width.
         steps: steps to the reference's mean final loss, or None if it was not reached.
         curve: mean curve.
@@ -85,13 +85,18 @@ def rows(results: Results, task: str, *, steps: int = STEPS) -> list[Row]:
                 len(rates) if optimizer in BASELINES else 0,
                 tuple(by_seed[seed]["final"] for seed in sorted(by_seed)),
                 statistics.mean(result["accuracy"] for result in by_seed.values()),
-                statistics.median(result["seconds"] for result in by_seed.values()),
+                _seconds(list(by_seed.values())),
                 _paired(by_seed, reference) if reference else None,
                 None if goal is None else _reached(curve, goal),
                 curve,
             )
         )
     return sorted(found, key=lambda row: row.mean)
+
+
+def _seconds(results: Sequence[dict[str, Any]]) -> float:
+    alone: list[float] = [result["seconds"] for result in results if result.get("batch", 1) == 1]
+    return statistics.median(alone or [result["seconds"] for result in results])
 
 
 def _mean_curve(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:

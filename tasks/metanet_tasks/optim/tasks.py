@@ -43,6 +43,7 @@ class Task:
         data: reads the data from the folder that holds ``fashion-mnist``, ``cifar10``, ``tinyshakespeare``.
         batch_size: examples per step.
         held_out: whether the shipped meta-weights never saw its kind of network.
+        batched: whether sweeps run as one batch, which pays where a step is mostly overhead.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Task:
     data: Callable[[Path], Data]
     batch_size: int = BATCH
     held_out: bool = True
+    batched: bool = False
 
 
 def fashion_mnist(folder: Path) -> Data:
@@ -218,11 +220,11 @@ class PatchTransformer(nn.Module):
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Task("mlp", mlp(64, 32, 32, 10), fashion_mnist, held_out=False),
-        Task("mlp-wide", mlp(64, 128, 128, 10), fashion_mnist),
-        Task("mlp-deep", mlp(64, 32, 32, 32, 32, 10), fashion_mnist),
-        Task("mlp-gelu", mlp(64, 48, 10, activation=nn.GELU), fashion_mnist, held_out=False),
-        Task("mlp-norm", mlp(64, 32, 32, 10, norm=True), fashion_mnist),
+        Task("mlp", mlp(64, 32, 32, 10), fashion_mnist, held_out=False, batched=True),
+        Task("mlp-wide", mlp(64, 128, 128, 10), fashion_mnist, batched=True),
+        Task("mlp-deep", mlp(64, 32, 32, 32, 32, 10), fashion_mnist, batched=True),
+        Task("mlp-gelu", mlp(64, 48, 10, activation=nn.GELU), fashion_mnist, held_out=False, batched=True),
+        Task("mlp-norm", mlp(64, 32, 32, 10, norm=True), fashion_mnist, batched=True),
         Task("cnn", cnn(), cifar10),
         Task("vit", PatchTransformer, cifar10),
         Task("rnn", lambda: Recurrent(nn.RNN), text(16), batch_size=64),
@@ -233,7 +235,7 @@ TASKS: Mapping[str, Task] = {
 """Tasks by name. The shipped weights were meta-trained on MLPs with one to three layers of 16–64 units."""
 
 
-def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+def loss_of(model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy."""
     logits = model(inputs)
     return functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
