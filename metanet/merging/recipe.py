@@ -41,6 +41,16 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F6
 """Names of dtypes in recipes -> in safetensors files."""
 
 
+UNSUPPORTED = {
+    "residual_weight": "mergekit reads it and does nothing with it; leave it out",
+    "name": "of a file of several merges; give every merge a file of its own, the first one first",
+    "experts": "of mergekit-moe, which makes mixtures of experts; metanet merge does not",
+    "gate_mode": "of mergekit-moe, which makes mixtures of experts; metanet merge does not",
+    "genome": "of mergekit-evolve, which searches for recipes; metanet merge does not",
+}
+"""Keys of mergekit's files that are known and refused, and why."""
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be carried out as written: what was found, what was expected."""
 
@@ -327,6 +337,10 @@ def _mapping(value: object, where: str, known: Sequence[str]) -> Mapping[str, An
     for key in value:
         if key not in known:
             place = "" if where == "the recipe" else f"{where}: "
+            if key in UNSUPPORTED:
+                raise RecipeError(
+                    f"{place}{key!r} is a key of mergekit's that is not supported: {UNSUPPORTED[key]}"
+                )
             raise RecipeError(f"{place}unknown key {key!r}; {nearest(str(key), known)}")
     return value
 

@@ -94,6 +94,15 @@ def linear(**more: Any) -> dict[str, Any]:
             "both tokenizer and tokenizer_source",
         ),
         (linear(base_model=3), "base_model: found 3"),
+        (linear(name="first"), "'name' is a key of mergekit's that is not supported: of a file of several"),
+        (
+            {"merge_method": "p", "slices": [{"sources": [], "residual_weight": 0.5}]},
+            r"slices\[0\]: 'residual_weight' is a key of mergekit's that is not supported",
+        ),
+        (
+            linear(models=[{"model": {"model": "a", "override_architecture": "X"}}]),
+            "'override_architecture' is a key of mergekit's that is not supported",
+        ),
         ({"merge_method": "linear", "models": "a"}, "expected a list"),
         (["linear"], "the recipe: found list"),
         (

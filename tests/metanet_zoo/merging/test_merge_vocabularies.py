@@ -113,8 +113,8 @@ def test_without_a_tokenizer_vocabularies_must_agree(
         merged(tmp_path, None)
     with pytest.raises(RecipeError, match="names no model 'unoin'; did you mean 'union'"):
         merged(tmp_path, "unoin")
-    with pytest.raises(RecipeError, match="'tokens' is not supported"):
-        merged(tmp_path, {"source": "union", "tokens": {}})
+    with pytest.raises(RecipeError, match="'tokns' is not supported; did you mean 'tokens'"):
+        merged(tmp_path, {"source": "union", "tokns": {}})
     (tmp_path / "b" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"b: no tokenizer\.json"):
         merged(tmp_path, "union")
@@ -149,3 +149,67 @@ def test_pieces_with_scores_are_united() -> None:
     assert united.ids == {"<unk>": 0, "ab": 1, "<a>": 2, "cd": 3, "<b>": 4}
     loaded = tokenizers.Tokenizer.from_str(json.dumps(united.content))
     assert loaded.encode("abcd<a>cd<b>").ids == [1, 3, 2, 3, 4]
+
+
+def test_single_tokens_take_their_rows_from_where_they_are_told(
+    pair: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    model = str(tmp_path / "b")
+    tokens = {
+        "<new>": {"source": {"kind": "model_token", "model": model, "token": "blue"}},
+        "<row>": {"source": {"kind": "model_token", "model": {"model": {"path": model}}, "token_id": 2}},
+        "<none>": {"source": {"kind": "zero"}},
+        "<b>": {"source": model},
+        "green": {"source": model, "force": True},
+        "red": {"source": {"kind": "zero"}},
+        "<unk>": {},
+    }
+    out = merged(tmp_path, {"source": "base", "tokens": tokens})
+    assert ids(tmp_path) == {
+        "<unk>": 0, "red": 1, "green": 2, "<a>": 3, "<new>": 4, "<row>": 5, "<none>": 6, "<b>": 7
+    }  # fmt: skip
+    for table in TABLES:
+        a, b = pair["a"][table], pair["b"][table]
+        # red: zeros stand for the model that lacks it; green: b's own row stands for both.
+        rows = [(a[0] + b[2]) / 2, a[1] / 2, b[1], (a[3] + b[4]) / 2, b[0], b[2], torch.zeros(4), b[3]]
+        torch.testing.assert_close(out[table], torch.stack(rows))
+    transformers = pytest.importorskip("transformers", reason="needs the package transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("red <new> <none> green")["input_ids"] == [1, 4, 6, 2]
+
+
+def test_a_tokenizer_mapping_without_a_source_is_a_union(
+    pair: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    merged(tmp_path, {"tokens": {"<new>": {"source": {"kind": "zero"}}}})
+    assert list(ids(tmp_path))[-1] == "<new>"
+    assert set(ids(tmp_path)) == {"<unk>", "red", "green", "<a>", "blue", "<b>", "<new>"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"sorce": "a"}, "unknown key 'sorce'; did you mean 'source'"),
+        ({"force": True}, "force needs a source"),
+        ({"source": "c"}, "the recipe names no model 'c'"),
+        ({"source": {"kind": "mean"}}, "kind: found 'mean', expected model_token or zero"),
+        ({"source": {"kind": "model_token", "model": "a"}}, "expected either token .* or token_id"),
+        ({"source": {"kind": "zero", "model": "a"}}, "unknown key 'model'"),
+        ({"source": {"kind": "model_token", "model": "a", "token": "gren"}}, "no token 'gren'; did you mean"),
+        ({"source": "b"}, "b has no token 'red'"),
+        ({"source": {"kind": "model_token", "model": "a", "token_id": 77}}, "row 77 .* there is 6 rows"),
+        ("a", "expected source and perhaps force"),
+        ({"source": "a", "force": "yes"}, "force: found 'yes'"),
+    ],
+)
+def test_choices_of_tokens_are_read_strictly(
+    pair: dict[str, dict[str, Tensor]], tmp_path: Path, choice: Any, message: str
+) -> None:
+    def located(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: located(inner) for key, inner in value.items()}
+        return str(tmp_path / value) if value in ("a", "b", "c") else value
+
+    message = message.replace("'c'", f"'{tmp_path}/c'")
+    with pytest.raises((RecipeError, CheckpointError), match=message):
+        merged(tmp_path, {"source": "base", "tokens": {"red": located(choice)}})

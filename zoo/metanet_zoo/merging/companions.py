@@ -9,6 +9,7 @@ from typing import Any
 
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.merging.model import EMBEDDINGS, HEADS, LAYER_KEYS
+from metanet_zoo.merging.modules import part_config
 from metanet_zoo.merging.sources import Entry
 
 TOKENIZER_FILES = (
@@ -55,7 +56,11 @@ TEMPLATES = {
 
 
 def config_text(
-    config: Mapping[str, Any], entries: Mapping[str, Entry], layers: int | None, dtype: str | None
+    config: Mapping[str, Any],
+    entries: Mapping[str, Entry],
+    layers: int | None,
+    dtype: str | None,
+    parts: Mapping[str, int] | None = None,
 ) -> str:
     """Return the output's ``config.json``: the base's, with what the merge changed.
 
@@ -64,15 +69,22 @@ def config_text(
         entries: the output's tensors.
         layers: its number of layers, if slices changed it.
         dtype: safetensors name of its dtype, if all its floats have one.
+        parts: part of a multi-part model -> its number of layers, where slices changed it.
+
+    Raises:
+        CheckpointError: the configuration has none for such a part.
     """
     patched = dict(config)
     if layers is not None:
-        for key in LAYER_KEYS:
-            if key in patched:
-                patched[key] = layers
-        if isinstance(patched.get("layer_types"), list) and len(patched["layer_types"]) != layers:
-            kinds = patched["layer_types"]
-            patched["layer_types"] = [kinds[i % len(kinds)] for i in range(layers)]
+        patched = _with_layers(patched, layers)
+    for part, count in (parts or {}).items():
+        key = part_config(patched, part)
+        if key is None:
+            raise CheckpointError(
+                f"config.json has no configuration of the part {part!r}, whose layers the recipe spells out; "
+                "give the part's models instead of slices"
+            )
+        patched[key] = _with_layers(patched[key], count)
     if dtype in DTYPE_NAMES:
         for key in ("torch_dtype", "dtype"):
             if key in patched:
@@ -86,6 +98,17 @@ def config_text(
         patched["tie_word_embeddings"] = False
     patched.pop("_name_or_path", None)
     return json.dumps(patched, indent=2, ensure_ascii=False) + "\n"
+
+
+def _with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    patched = dict(config)
+    for key in LAYER_KEYS:
+        if key in patched:
+            patched[key] = layers
+    if isinstance(patched.get("layer_types"), list) and len(patched["layer_types"]) != layers:
+        kinds = patched["layer_types"]
+        patched["layer_types"] = [kinds[i % len(kinds)] for i in range(layers)]
+    return patched
 
 
 def copied_files(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:

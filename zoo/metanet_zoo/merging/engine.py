@@ -15,7 +15,7 @@ from metanet.merging.floats import Bytes, Floats, decode, encode
 from metanet.merging.stretch import STRETCH
 from metanet.merging.tensor import Mapper, NonFiniteError, Span, merge_tensor
 from metanet_zoo.errors import CheckpointError
-from metanet_zoo.merging.plan import Job
+from metanet_zoo.merging.job import Job
 from metanet_zoo.merging.shards import Place
 from metanet_zoo.merging.workspace import Workspace
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from metanet.merging.floats import Floats, decode, encode
 from metanet.merging.stretch import STRETCH, row_length
 from metanet.merging.tensor import NonFiniteError, TensorTask, merge_tensor
-from metanet_zoo.merging.plan import Job, Plan
+from metanet_zoo.merging.job import Job
+from metanet_zoo.merging.plan import Plan
 
 FIXED_BYTES = 96 << 20
 """Interpreter, NumPy, headers and plans."""

@@ -25,9 +25,10 @@ from metanet_zoo.merging.companions import (
 from metanet_zoo.merging.engine import run_jobs
 from metanet_zoo.merging.estimate import Estimate, estimate_merge, fitting_threads
 from metanet_zoo.merging.grams import with_grams
+from metanet_zoo.merging.job import Missing, Options
 from metanet_zoo.merging.lora import add_adapter
 from metanet_zoo.merging.model import MergeModel
-from metanet_zoo.merging.plan import Missing, Options, Plan, make_plan
+from metanet_zoo.merging.plan import Plan, make_plan
 from metanet_zoo.merging.push import Push, check_push, push_folder
 from metanet_zoo.merging.report import MergeReport
 from metanet_zoo.merging.shards import Layout, lay_out
@@ -303,7 +304,7 @@ def _companions(
     dtypes = {entry.dtype for entry in entries.values()}
     if leading.config is not None:
         files["config.json"] = config_text(
-            leading.config, entries, plan.layers, dtypes.pop() if len(dtypes) == 1 else None
+            leading.config, entries, plan.layers, dtypes.pop() if len(dtypes) == 1 else None, plan.parts
         )
     files |= copied_files(leading.folder, OTHER_FILES)
     written = dict(tokenizer)

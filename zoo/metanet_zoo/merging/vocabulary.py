@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,29 @@ def unite(tokenizers: Sequence[Tokenizer]) -> Tokenizer:
             if _merge(rule) not in known_merges:
                 known_merges.add(_merge(rule))
                 content["model"]["merges"].append(rule)
+    return Tokenizer(content, ids)
+
+
+def extend(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
+    """Add tokens that a tokenizer lacks, behind its own.
+
+    Args:
+        tokenizer: the tokenizer; it stays as it is.
+        tokens: the tokens.
+    """
+    missing = [token for token in dict.fromkeys(tokens) if token not in tokenizer.ids]
+    if not missing:
+        return tokenizer
+    content = json.loads(json.dumps(tokenizer.content))
+    ids = dict(tokenizer.ids)
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    vocabulary = content["model"]["vocab"]
+    for token in sorted(content.get("added_tokens") or (), key=lambda token: int(token["id"])):
+        _enter(vocabulary, token["content"], ids[token["content"]])
+    for token in missing:
+        ids[token] = max(ids.values()) + 1
+        content.setdefault("added_tokens", []).append({"id": ids[token], "content": token, **plain})
+        _enter(vocabulary, token, ids[token])
     return Tokenizer(content, ids)
 
 
@@ -211,7 +235,27 @@ class Speaker:
     tables: tuple[str, ...]
 
 
-def translate(speakers: Sequence[Speaker], ids: Mapping[str, int], size: int) -> list[TensorSource]:
+@dataclass(frozen=True, slots=True)
+class ChosenRow:
+    """The row that a token takes in models that lack it.
+
+    Args:
+        speaker: number of the model that has the row; None gives zeros.
+        row: its number there.
+        force: whether models that have the token take that row, too.
+    """
+
+    speaker: int | None
+    row: int
+    force: bool = False
+
+
+def translate(
+    speakers: Sequence[Speaker],
+    ids: Mapping[str, int],
+    size: int,
+    chosen: Mapping[str, ChosenRow] = MappingProxyType({}),
+) -> list[TensorSource]:
     """Bring models into the order of one vocabulary.
 
     A token that a model lacks gets the row of the first model (the leading one) if that has it, or else the
@@ -221,6 +265,7 @@ def translate(speakers: Sequence[Speaker], ids: Mapping[str, int], size: int) ->
         speakers: the models, the leading one first.
         ids: token -> id in the output.
         size: rows of the output's embeddings.
+        chosen: token -> the row that it takes instead.
 
     Returns:
         the models' sources, in the same order.
@@ -237,9 +282,11 @@ def translate(speakers: Sequence[Speaker], ids: Mapping[str, int], size: int) ->
         donors: dict[str, dict[int, list[Donor]]] = {}
         for table in speaker.tables:
             index = np.array([_own_row(speaker, table, i, name) for i, name in enumerate(names)], np.int64)
+            index[[ids[token] for token, row in chosen.items() if row.force]] = NO_ROW
             rows[table] = index
             donors[table] = {
-                int(i): _donors(speakers, table, names[int(i)]) for i in np.flatnonzero(index == NO_ROW)
+                int(i): _donors(speakers, table, names[int(i)], chosen)
+                for i in np.flatnonzero(index == NO_ROW)
             }
         same = all(
             np.array_equal(index, np.arange(speaker.source.entries()[table].shape[0]))
@@ -264,9 +311,14 @@ def _own_row(speaker: Speaker, table: str, number: int, token: str | None) -> in
     return row
 
 
-def _donors(speakers: Sequence[Speaker], table: str, token: str | None) -> list[Donor]:
+def _donors(
+    speakers: Sequence[Speaker], table: str, token: str | None, chosen: Mapping[str, ChosenRow]
+) -> list[Donor]:
     if token is None:
         return []
+    choice = chosen.get(token)
+    if choice is not None:
+        return [] if choice.speaker is None else [_chosen(speakers[choice.speaker], table, token, choice.row)]
     having = [
         Donor(speaker.source, table, speaker.tokenizer.ids[token])
         for speaker in speakers
@@ -276,3 +328,13 @@ def _donors(speakers: Sequence[Speaker], table: str, token: str | None) -> list[
     if having and token in leading.tokenizer.ids and having[0].source is leading.source:
         return having[:1]
     return having
+
+
+def _chosen(speaker: Speaker, table: str, token: str, row: int) -> Donor:
+    entry = speaker.source.entries().get(table)
+    if entry is None or not 0 <= row < entry.shape[0]:
+        found = "no such tensor" if entry is None else f"{entry.shape[0]} rows"
+        raise CheckpointError(
+            f"token {token!r} is to take row {row} of {table} of {speaker.label}, where there is {found}"
+        )
+    return Donor(speaker.source, table, row)
