@@ -2,10 +2,11 @@
 
     python scripts/merging_quality.py --work runs/merging
 
-MLPs 784-512-512-512-10 on MNIST and Fashion-MNIST, five pairs of seeds; ResNet-20 on CIFAR-10, three pairs,
-with batch norm reset, REPAIR and RESCALE. Barrier: the largest height of the training loss over 25 points
-above the chord between the ends. What is done is kept in --work and not done again: a killed run continues.
-The table goes to scripts/results/merging_quality.md.
+MLPs 784-512-512-512-10 on MNIST and Fashion-MNIST, five pairs of seeds; on CIFAR-10 ResNet-20, with batch
+norm reset, REPAIR and RESCALE, and a plain CNN, three pairs each; small Llamas over the characters of tiny
+Shakespeare, three pairs. Barrier: the largest height of the loss over 25 points above the chord between the
+ends. What is done is kept in --work and not done again: a killed run continues. The tables go to
+scripts/results/merging_quality.md.
 """
 
 from __future__ import annotations
@@ -13,181 +14,202 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from merging_training import RECIPES, Images, build, load, trained
-from torch import Tensor
+from character_transformer import NAME as TEXT
+from character_transformer import RECIPE
+from image_pairs import CALIBRATION, ROWS, TRAINING, Evaluator, image_pair
+from merging_training import RECIPES
+from text_pairs import POINTS, WINDOWS, text_pair
 
-from metanet import spec_of
-from metanet.matching.singular import singular_vector_alignment
-from metanet.matching.weights import weight_matching
-from metanet.merging.paths import barrier_path, interpolate
-from metanet.merging.repair import repair, reset_batch_norm
-from metanet_zoo.atomic import write_json_atomic
+from metanet_zoo.checkpoint import open_checkpoint
 
 RESULTS = Path(__file__).parent / "results" / "merging_quality.md"
-PAIRS = {
-    "mnist": [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)],
-    "fashion-mnist": [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)],
-    "cifar10": [(0, 1), (0, 2), (1, 2)],
+FIVE, THREE = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)], [(0, 1), (0, 2), (1, 2)]
+PAIRS = {"mnist": FIVE, "fashion-mnist": FIVE, "cifar10": THREE, "cifar10-cnn": THREE, TEXT: THREE}
+NETWORKS = {
+    "mnist": "MLP 3×512",
+    "fashion-mnist": "MLP 3×512",
+    "cifar10": "ResNet-20, 1× width",
+    "cifar10-cnn": "CNN 32-64-128, no norms",
+    TEXT: "Llama, 2 layers of width 96",
 }
-POINTS = 25
-CALIBRATION = 2000
-"""Training images that corrections look at."""
-TRAINING = {"mnist": 20000, "fashion-mnist": 20000, "cifar10": 2000}
-"""Training images over which the loss along the path is measured: the first ones."""
+IMAGES = {"mnist": (60000, 10000), "fashion-mnist": (60000, 10000)}
+Pair = Mapping[str, Any]
 
 
-class Evaluator:
-    """Loss and accuracy of state dicts of one architecture."""
-
-    def __init__(self, dataset: str) -> None:
-        self.model = build(dataset).eval()
-        whole = load(dataset, "train")
-        count = TRAINING[dataset]
-        self.train = Images(whole.x[:count].clone(), whole.y[:count])
-        self.calibration = whole.x[-CALIBRATION:].clone()
-        self.test = load(dataset, "test")
-
-    def measure(self, state: Mapping[str, Tensor], images: Images) -> tuple[float, float]:
-        """Return loss and accuracy."""
-        self.model.load_state_dict(dict(state))
-        self.model.eval()
-        with torch.no_grad():
-            logits = torch.cat([self.model(part) for part in images.x.split(500)])
-        right = (logits.argmax(1) == images.y).float().mean()
-        return float(F.cross_entropy(logits, images.y)), float(right)
-
-    def reset(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state with new statistics of batch norms."""
-        self.model.load_state_dict(dict(state))
-        reset_batch_norm(self.model, self.calibration.split(500))
-        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+def summary(values: Sequence[float], digits: int, worst: float) -> str:
+    """Return a mean and, in brackets, the worst value."""
+    return f"{fmean(values):.{digits}f} ({worst:.{digits}f})"
 
 
-def one_pair(dataset: str, seeds: tuple[int, int], work: Path) -> dict[str, object]:
-    """Measure one pair, unless it has been."""
-    target = work / dataset / f"pair-{seeds[0]}-{seeds[1]}.json"
-    if target.is_file():
-        found: dict[str, object] = json.loads(target.read_text())
-        return found
-    evaluator = Evaluator(dataset)
-    a, b = (trained(dataset, seed, work) for seed in seeds)
-    spec = spec_of(evaluator.model, evaluator.test.x[:1])
-    begun = time.process_time()
-    matching = weight_matching(spec, a, b)
-    seconds = time.process_time() - begun
-    aligned = matching.element @ b
-    result: dict[str, object] = {
-        "seeds": list(seeds),
-        "matching_cpu_s": seconds,
-        "gain": matching.gain,
-        "ends": [evaluator.measure(state, evaluator.test)[1] for state in (a, b)],
-        "ends_loss": [evaluator.measure(state, evaluator.train)[0] for state in (a, b)],
-    }
-    corrections = ["", "reset"] if dataset == "cifar10" else [""]
-    for name, end in (("naive", b), ("aligned", aligned)):
-        for correction in corrections:
+def image_table(results: Mapping[str, list[Pair]]) -> list[str]:
+    """Return the rows of the classifiers."""
+    lines = [
+        "| data, network | merge | ends | midpoint | barrier | ‖a − b‖² removed | singular vectors |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dataset, pairs in results.items():
+        ends = 100 * fmean(fmean(pair["ends"]) for pair in pairs)
+        for row in ROWS[dataset]:
+            found = [pair["rows"][row.label] for pair in pairs if row.label in pair["rows"]]
+            if len(found) < len(pairs):
+                continue
+            accuracy = [100 * item["accuracy"] for item in found]
+            cells = [f"{ends:.2f}", summary(accuracy, 2, min(accuracy))]
+            heights = [item["barrier"] for item in found if "barrier" in item]
+            cells.append(summary(heights, 4, max(heights)) if heights else "–")
+            facts = [pair["matchings"][row.matching] for pair in pairs]
+            cells.append(f"{fmean(fact['gain'] for fact in facts):.1%}" if row.matching != "naive" else "–")
+            cells.append(f"{fmean(fact['singular'] for fact in facts):.3f}")
+            lines.append(f"| {dataset}, {NETWORKS[dataset]} | {row.label} | {' | '.join(cells)} |")
+    return lines
 
-            def loss(state: dict[str, Tensor], correction: str = correction) -> dict[str, float]:
-                state = evaluator.reset(state) if correction else state
-                return {"loss": evaluator.measure(state, evaluator.train)[0]}
 
-            path = barrier_path(a, end, loss, points=POINTS)
-            middle = interpolate(a, end, 0.5)
-            middle = evaluator.reset(middle) if correction else middle
-            label = f"{name}, BN reset" if correction else name
-            result[label] = {
-                "barrier": path.barrier,
-                "losses": list(path.metrics["loss"]),
-                "accuracy": evaluator.measure(middle, evaluator.test)[1],
-            }
-        singular = singular_vector_alignment(spec, a, end)
-        result[f"{name} singular"] = fmean(singular.values())
-    middle = interpolate(a, aligned, 0.5)
-    for kind in ("repair", "rescale"):
-        fixed = repair(
-            evaluator.model,
-            middle,
-            a,
-            aligned,
-            evaluator.calibration,
-            correction=kind,  # type: ignore[arg-type]
+def text_table(pairs: list[Pair]) -> list[str]:
+    """Return the rows of the language models."""
+    lines = [
+        "| data, network | merge | ends | midpoint | barrier | ‖a − b‖² removed | singular vectors |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ends = fmean(fmean(pair["ends"]) for pair in pairs)
+    for label in pairs[0]["rows"]:
+        found = [pair["rows"][label] for pair in pairs]
+        middle, heights = [row["midpoint"] for row in found], [row["barrier"] for row in found]
+        cells = [f"{ends:.3f}", summary(middle, 3, max(middle)), summary(heights, 3, max(heights))]
+        gain = fmean(row["gain"] for row in found)
+        cells += [f"{gain:.1%}" if gain else "–", f"{fmean(row['singular'] for row in found):.3f}"]
+        lines.append(f"| {TEXT}, {NETWORKS[TEXT]} | {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def training_facts(work: Path, dataset: str, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Return how the networks of some pairs were trained, as their files say."""
+    facts = []
+    for seed in sorted({seed for pair in pairs for seed in pair}):
+        if dataset == TEXT:
+            facts.append(json.loads((work / dataset / str(seed) / "training.json").read_text()))
+        else:
+            metadata = open_checkpoint(work / dataset / f"{seed}.safetensors").metadata
+            facts.append(json.loads(metadata["training"]))
+    return facts
+
+
+def training_table(results: Mapping[str, list[Pair]], work: Path) -> list[str]:
+    """Return what was trained, for how long, and on how much it was measured."""
+    lines = [
+        "| data, network | networks | training | CPU s each | loss along the path | corrections | test |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dataset, pairs in results.items():
+        facts = training_facts(work, dataset, [tuple(pair["seeds"]) for pair in pairs])
+        recipe, seconds = facts[0]["recipe"], fmean(fact["cpu_s"] for fact in facts)
+        rate = (
+            f"{recipe['optimizer']}, batches of {recipe['batch_size']}, rate up to {recipe['learning_rate']}"
         )
-        result[f"aligned, {kind.upper()}"] = {"accuracy": evaluator.measure(fixed, evaluator.test)[1]}
-    write_json_atomic(target, result)
-    print(dataset, seeds, json.dumps({k: v for k, v in result.items() if k != "losses"})[:400], flush=True)
-    return result
+        if dataset == TEXT:
+            how = f"{recipe['steps']} steps of {recipe['context']} characters each, {rate}"
+            measured = f"{WINDOWS} held-out windows of {RECIPE.context} | – | the same windows"
+        else:
+            train, test = IMAGES.get(dataset, (27000, 2000))
+            how = f"{recipe['epochs']} epochs of {train:,} images, {rate}"
+            how += ", flips and crops" if recipe["augment"] else ""
+            count, calibration = TRAINING.get(dataset, 2000), CALIBRATION.get(dataset, 2000)
+            measured = f"{count:,} training images | {calibration:,} training images | {test:,} images"
+        lines.append(
+            f"| {dataset}, {NETWORKS[dataset]} | {len(facts)} | {how}, weight decay {recipe['weight_decay']} "
+            f"| {seconds:.0f} | {measured} |"
+        )
+    return lines
 
 
-def table(results: Mapping[str, list[dict[str, object]]]) -> str:
+def document(results: Mapping[str, list[Pair]], work: Path) -> str:
     """Return the results as Markdown."""
+    images = {name: pairs for name, pairs in results.items() if name != TEXT and pairs}
+    texts = results.get(TEXT, [])
     lines = [
         "# The average of two networks trained apart",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, torch {torch.__version__}. Accuracy on test "
-        "images in percent; barrier: the largest height of the training loss over 25 points above the chord "
-        "(the first 20,000 training images, CIFAR-10: 2,000). Mean over pairs, then the worst pair.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, torch {torch.__version__}, CPU. Barrier: the "
+        f"largest height of the loss over {POINTS} points above the chord. Mean over pairs of seeds, in "
+        "brackets the worst pair. Matching: *weights*, weight matching as it is by default; *23 starts*, the "
+        "nearest of greedy, sorted, identity and 20 random starts; *activations*, by correlations on the "
+        "images of the corrections. Singular vectors: their alignment, 1 for equal ones.",
         "",
-        "| data, network | merge | ends | midpoint | barrier | alignment of singular vectors |",
-        "|---|---|---|---|---|---|",
+        "## Classifiers",
+        "",
+        "Accuracy on test images in percent; barrier of the training loss. CIFAR-10 runs in bfloat16.",
+        "",
+        *image_table(images),
     ]
-    for dataset, pairs in results.items():
-        if not pairs:
-            continue
-        recipe = RECIPES[dataset]
-        network = "ResNet-20" if dataset == "cifar10" else "MLP 3×512"
-        title = f"{dataset}, {network}, {recipe.epochs} epochs, {len(pairs)} pairs"
-        ends = 100 * fmean(fmean(pair["ends"]) for pair in pairs)  # type: ignore[arg-type]
-        for label in pairs[0]:
-            rows = [pair[label] for pair in pairs]
-            if not isinstance(rows[0], dict):
-                continue
-            accuracy = [100 * row["accuracy"] for row in rows]  # type: ignore[index]
-            cell = f"{fmean(accuracy):.2f} ({min(accuracy):.2f})"
-            barrier = "–"
-            if "barrier" in rows[0]:
-                heights = [row["barrier"] for row in rows]  # type: ignore[index]
-                barrier = f"{fmean(heights):.4f} ({max(heights):.4f})"
-            singular = pairs[0].get(f"{label} singular")
-            shown = (
-                "" if singular is None else f"{fmean(float(p[f'{label} singular']) for p in pairs):.3f}"  # type: ignore[arg-type]
-            )
-            lines.append(f"| {title} | {label} | {ends:.2f} | {cell} | {barrier} | {shown} |")
-    seconds = {d: fmean(float(p["matching_cpu_s"]) for p in pairs) for d, pairs in results.items() if pairs}  # type: ignore[arg-type]
-    gains = {d: fmean(float(p["gain"]) for p in pairs) for d, pairs in results.items() if pairs}  # type: ignore[arg-type]
-    facts = [f"{d}: {gains[d]:.1%} less squared distance in {seconds[d]:.2f} CPU s" for d in seconds]
-    lines += ["", f"Matching by weights alone, on one busy core. {'; '.join(facts)}.", ""]
-    lines += [f"Training: {json.dumps({d: vars(RECIPES[d]) for d in results if results[d]})}.", ""]
-    return "\n".join(lines)
+    for dataset, pairs in images.items():
+        parts = []
+        for matching in pairs[0]["matchings"]:
+            seconds = [pair["matchings"][matching]["cpu_s"] for pair in pairs]
+            if matching != "naive":
+                parts.append(f"{matching} {fmean(seconds):.2f}")
+        lines += ["", f"Matching {dataset}, CPU s: {', '.join(parts)}."]
+    if texts:
+        costs = [
+            f"{label} {fmean(pair['rows'][label]['cpu_s'] for pair in texts):.1f}"
+            for label in texts[0]["rows"]
+            if not label.startswith("naive")
+        ]
+        lines += [
+            "",
+            "## Language models",
+            "",
+            "Loss in nats per character, on held-out text, for the barrier too. *Stream fixed*: neurons and "
+            "heads move; *permuted*: the residual stream too; *turned*: by an orthogonal map, once the gains "
+            "of the norms are folded into what reads them.",
+            "",
+            *text_table(texts),
+            "",
+            f"CPU s of matching: {', '.join(costs)}.",
+        ]
+    done = {name: pairs for name, pairs in results.items() if pairs}
+    return "\n".join([*lines, "", "## Training and measurement", "", *training_table(done, work), ""])
 
 
 def main() -> None:
-    """Train what is missing, measure every pair, write the table."""
+    """Train what is missing, measure every pair, write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("runs/merging"))
-    parser.add_argument("--only", action="append", choices=PAIRS, help="data sets (default all)")
+    parser.add_argument(
+        "--only", action="append", choices=PAIRS, help="measure these data sets (default all)"
+    )
     parser.add_argument(
         "--trained-only", action="store_true", help="leave out pairs that are not trained yet"
     )
     options = parser.parse_args()
-    results: dict[str, list[dict[str, object]]] = {}
-    for dataset in options.only or PAIRS:
+    results: dict[str, list[Pair]] = {}
+    for dataset, seeds in PAIRS.items():
+        wanted = dataset in (options.only or PAIRS)
         results[dataset] = []
-        for seeds in PAIRS[dataset]:
-            files = [options.work / dataset / f"{seed}.safetensors" for seed in seeds]
+        evaluator = None
+        for pair in seeds:
+            kept = options.work / dataset / f"pair-{pair[0]}-{pair[1]}.json"
+            if not wanted:
+                results[dataset] += [json.loads(kept.read_text())] if kept.is_file() else []
+                continue
+            ending = "/training.json" if dataset == TEXT else ".safetensors"
+            files = [options.work / dataset / f"{seed}{ending}" for seed in pair]
             if options.trained_only and not all(file.is_file() for file in files):
                 continue
-            results[dataset].append(one_pair(dataset, seeds, options.work))
-    RESULTS.write_text(table(results), encoding="utf-8")
+            if dataset == TEXT:
+                results[dataset].append(text_pair(pair, options.work))
+            else:
+                evaluator = evaluator or Evaluator(dataset)
+                results[dataset].append(image_pair(dataset, pair, options.work, evaluator))
+    assert set(RECIPES) | {TEXT} == set(PAIRS)
+    RESULTS.write_text(document(results, options.work), encoding="utf-8")
     print(RESULTS)
 
 

@@ -1,4 +1,4 @@
-"""Networks to merge: MLPs on MNIST and Fashion-MNIST, ResNet-20 on CIFAR-10, one per seed, trained here.
+"""Networks to merge: MLPs on MNIST and Fashion-MNIST, ResNet-20 and a plain CNN on CIFAR-10, trained here.
 
     python scripts/merging_training.py mnist --seed 0 --out runs/merging
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +25,7 @@ from metanet_zoo.checkpoint import open_checkpoint
 from metanet_zoo.idx import open_idx_folder
 from metanet_zoo.saving import save_checkpoint
 
-HERE = Path(__file__).parent
-DATA = HERE.parent.parent / "shared" / "data"
+DATA = Path(os.environ.get("METANET_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ RECIPES = {
     "mnist": Recipe(10, 256, 0.1, 5e-4, "sgd"),
     "fashion-mnist": Recipe(12, 256, 0.1, 5e-4, "sgd"),
     "cifar10": Recipe(10, 128, 0.2, 5e-4, "sgd", augment=True),
+    "cifar10-cnn": Recipe(8, 128, 0.05, 5e-4, "sgd", augment=True),
 }
 
 
@@ -105,20 +106,35 @@ def mlp(width: int = 512) -> nn.Module:
     )
 
 
+def cnn(classes: int = 10) -> nn.Module:
+    """Three 3×3 convolutions of 32, 64 and 128 channels with pooling, then 256 units: no normalisation."""
+    layers: list[nn.Module] = []
+    for before, out in ((3, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(before, out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, 256), nn.ReLU(), nn.Linear(256, classes))
+
+
+def convolutional(dataset: str) -> bool:
+    """Whether the network of a data set is made of convolutions."""
+    return dataset.startswith("cifar10")
+
+
 def build(dataset: str) -> nn.Module:
     """The network that is trained on a data set."""
-    return resnet20() if dataset == "cifar10" else mlp()
+    makers = {"cifar10": resnet20, "cifar10-cnn": cnn}
+    return makers.get(dataset, mlp)()
 
 
 def load(dataset: str, split: str, folder: Path = DATA) -> Images:
     """Images of a split, normalised by the mean and deviation of the training images."""
-    if dataset == "cifar10":
+    if convolutional(dataset):
+        folder = folder / "cifar10"
         # The first 27,000 official training images train, the last 2,000 of the 30,000 that lie here test.
         files = range(27) if split == "train" else range(28, 30)
-        labels = json.loads((folder / dataset / "cifar10_labels.json").read_text())["labels"]
+        labels = json.loads((folder / "cifar10_labels.json").read_text())["labels"]
         pixels = np.concatenate(
             [
-                np.array(Image.open(folder / dataset / f"cifar10_batch_{i:02d}.png")).reshape(-1, 32, 32, 3)
+                np.array(Image.open(folder / f"cifar10_batch_{i:02d}.png")).reshape(-1, 32, 32, 3)
                 for i in files
             ]
         )
@@ -156,8 +172,8 @@ def train(dataset: str, seed: int, folder: Path, recipe: Recipe | None = None) -
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     data, model = load(dataset, "train"), build(dataset)
-    convolutional = dataset == "cifar10"
-    if convolutional:
+    images = convolutional(dataset)
+    if images:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -176,9 +192,9 @@ def train(dataset: str, seed: int, folder: Path, recipe: Recipe | None = None) -
         total = 0.0
         for rows in torch.randperm(len(data.x), generator=generator).split(recipe.batch_size):
             x = flip_and_crop(data.x[rows], generator) if recipe.augment else data.x[rows]
-            if convolutional:
+            if images:
                 x = x.to(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=convolutional):
+            with torch.autocast("cpu", torch.bfloat16, enabled=images):
                 logits = model(x)
             loss = F.cross_entropy(logits.float(), data.y[rows])
             optimizer.zero_grad()
