@@ -16,6 +16,7 @@ from metanet_tasks import (
     barrier_command,
     classify_command,
     demo_command,
+    extract_lora_command,
     inspect_command,
     match_command,
     merge_command,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "match": Command(match_command.main, "align a checkpoint to another one, keeping its function"),
     "barrier": Command(barrier_command.main, "the loss along the path between two checkpoints"),
     "merge": Command(merge_command.main, "merge checkpoints: averages, task vectors, recipes", RESUME),
+    "extract-lora": Command(extract_lora_command.main, "write a fine-tuned model as an adapter of its base"),
     "optim": Command(optim_command.main, "learned optimizers: list, describe and compare them", AGAIN),
     "demo": Command(demo_command.main, "the whole path on embedded images, with a report", AGAIN),
 }

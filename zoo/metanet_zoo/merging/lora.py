@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from metanet.merging.recipe import nearest
 from metanet.merging.reference import Location
 from metanet.merging.stretch import row_length
 from metanet_zoo.errors import CheckpointError
+from metanet_zoo.merging.model import EMBEDDINGS, HEADS
 from metanet_zoo.merging.sources import Entry, Model, TensorSource, open_model
 
 PREFIXES = ("base_model.model.", "base_model.")
@@ -180,6 +181,7 @@ def _sort_out(
     """Group an adapter's tensors by the module they belong to; whole tensors replace the model's."""
     parts: dict[str, dict[str, Matrix]] = {}
     replaced: dict[str, tuple[TensorSource, str]] = {}
+    heads: dict[str, str] = {}
     known = source.entries()
     for stored, entry in opened.source.entries().items():
         name = stored
@@ -196,13 +198,30 @@ def _sort_out(
             parts.setdefault(module, {})[match["part"]] = _load(opened.source, stored, entry)
             continue
         name = name.replace(".modules_to_save.default", "").replace(".base_layer", "")
+        if name in HEADS and name not in known:
+            heads[name] = stored
+            continue
         if name not in known or known[name].shape != entry.shape:
             raise CheckpointError(
                 f"{location}: tensor {stored!r} of shape {list(entry.shape)} is no part of an adapter, nor "
                 "is there one like it in the model to be replaced"
             )
         replaced[name] = opened.source, stored
+    for name, stored in heads.items():
+        if not _repeats_embedding(opened.source, stored, replaced.values()):
+            replaced[name] = opened.source, stored
     return parts, replaced
+
+
+def _repeats_embedding(source: TensorSource, head: str, others: Iterable[tuple[TensorSource, str]]) -> bool:
+    """Return whether an output head that the model ties to its embedding is that embedding here too."""
+    mine = source.entries()[head]
+    embeddings = [stored for _, stored in others if stored.endswith(EMBEDDINGS)]
+    return any(
+        source.entries()[stored] == mine
+        and np.array_equal(_load(source, stored, mine), _load(source, head, mine))
+        for stored in embeddings
+    )
 
 
 def _load(source: TensorSource, name: str, entry: Entry) -> Matrix:
