@@ -43,7 +43,8 @@ class LearnedOptimizer(Optimizer):
         weight_decay: decoupled, times the step size, as in AdamW.
 
     Raises:
-        ValueError: no steps, a negative rate or decay, an unknown role, no parameters.
+        ValueError: no steps, a negative rate or decay, an unknown role, no parameters, no spec for a rule
+            that needs one.
         TypeError: a sparse, complex or sharded (FSDP2) parameter.
     """
 
@@ -81,6 +82,11 @@ class LearnedOptimizer(Optimizer):
         }
         super().__init__(params, defaults)
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
+        if spec is None and weights.rule.needs_spec:
+            raise ValueError(
+                f"the rule {weights.rule.name!r} works on the graph of the network, which a spec describes, "
+                "and there is none; pass example_args to from_pretrained, or spec"
+            )
         if spec is not None and weights.rule.linked:
             self.links = self._made_links(spec)
         if spec is not None and not any(name in spec.axes for name in names):

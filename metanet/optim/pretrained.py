@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metanet.optim.celo2 import Celo2Rule
+from metanet.optim.graph_rule import GraphRule
 from metanet.optim.network import MixingRule, PerParameterRule
 from metanet.optim.nominal import DeepSetsRule, UNFRule
 from metanet.optim.rule import UpdateRule
@@ -29,6 +30,7 @@ RULES: dict[str, type[UpdateRule]] = {
         Celo2Rule,
         DeepSetsRule,
         UNFRule,
+        GraphRule,
     )
 }
 """Update rules by the name that a file of meta-weights gives."""

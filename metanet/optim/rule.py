@@ -83,6 +83,8 @@ class UpdateRule(ABC):
     metas: Mapping[str, Meta]
     linked: bool = False
     """Whether the rule has terms across tensors, for which it wants the spec of the network."""
+    needs_spec: bool = False
+    """Whether it is nothing without one."""
 
     @property
     def size(self) -> int:

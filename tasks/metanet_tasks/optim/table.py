@@ -96,7 +96,8 @@ def rows(results: Results, task: str, *, steps: int = STEPS) -> list[Row]:
 
 def _seconds(results: Sequence[dict[str, Any]]) -> float:
     alone: list[float] = [result["seconds"] for result in results if result.get("batch", 1) == 1]
-    return statistics.median(alone or [result["seconds"] for result in results])
+    found: float = statistics.median(alone or [result["seconds"] for result in results])
+    return found
 
 
 def _mean_curve(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
+from metanet import WeightSpec, spec_of
 from metanet.optim import MetaWeights
 from metanet.optim.pretrained import RULES
 
@@ -32,6 +35,12 @@ def mlp() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Linear(5, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)]
     return nn.Sequential(*layers, nn.Tanh(), nn.Linear(8, 3))
+
+
+@cache
+def mlp_spec() -> WeightSpec:
+    """Return the spec of `mlp`."""
+    return spec_of(mlp(), torch.zeros(2, 5))
 
 
 def cnn() -> nn.Module:

@@ -15,13 +15,14 @@ from torch import nn
 
 from metanet.optim import LearnedOptimizer, MetaWeights, load_meta_weights
 from metanet.optim.pretrained import RULES
-from tests.metanet.optim.networks import Tied, cnn, mlp, train, weights
+from tests.metanet.optim.networks import Tied, cnn, mlp, mlp_spec, train, weights
 
 every_rule = pytest.mark.parametrize("rule", list(RULES))
 
 
 def optimizer_of(model: nn.Module, rule: str, **options: Any) -> LearnedOptimizer:
-    settings = {"total_steps": 20, "weights": weights(rule), **options}
+    spec = mlp_spec() if RULES[rule].needs_spec else None
+    settings = {"total_steps": 20, "weights": weights(rule), "spec": spec, **options}
     return LearnedOptimizer(model.named_parameters(), **settings)
 
 
@@ -244,6 +245,15 @@ def test_more_steps_than_promised_are_warned_about_once() -> None:
 def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LearnedOptimizer(mlp().parameters(), weights=weights("structured"), **options)
+
+
+def test_a_rule_on_the_graph_asks_for_a_spec() -> None:
+    with pytest.raises(ValueError, match=r"'graph' works on the graph .* there is none"):
+        LearnedOptimizer.from_pretrained(weights("graph"), mlp(), total_steps=5)
+    optimizer = LearnedOptimizer.from_pretrained(
+        weights("graph"), mlp(), total_steps=5, example_args=(torch.zeros(2, 5),)
+    )
+    assert "tensors linked over shared units" in optimizer.describe()
 
 
 def test_wrong_parameters_and_roles_are_refused() -> None:

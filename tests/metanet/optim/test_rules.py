@@ -11,15 +11,18 @@ from torch import nn
 
 from metanet import GroupElement, spec_of
 from metanet.optim import LearnedOptimizer, MetaWeights, StructuredRule
+from metanet.optim.graph_rule import GraphRule
 from metanet.optim.network import MixingRule, PerParameterRule
 from metanet.optim.newton_schulz import orthogonalize
 from metanet.optim.pretrained import RULES
-from tests.metanet.optim.networks import cnn, mlp, train, weights
+from tests.metanet.optim.networks import cnn, mlp, mlp_spec, train, weights
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize(
+    ("rule", "linked"),
+    [(name, linked) for name, rule in RULES.items() for linked in {rule.needs_spec, True}],
+)
 @pytest.mark.parametrize("build", [mlp, cnn])
-@pytest.mark.parametrize("linked", [False, True])
 def test_steps_commute_with_permutations(rule: str, build: Callable[[], nn.Module], linked: bool) -> None:
     model, moved = build().double(), build().double()
     x = torch.zeros(2, 1, 6, 6).double() if build is cnn else torch.zeros(2, 5).double()
@@ -36,7 +39,9 @@ def test_steps_commute_with_permutations(rule: str, build: Callable[[], nn.Modul
         torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.linked])
+@pytest.mark.parametrize(
+    "rule", [name for name, rule in RULES.items() if rule.linked and not rule.needs_spec]
+)
 def test_links_change_the_step(rule: str) -> None:
     ends = []
     for linked in (False, True):
@@ -50,18 +55,49 @@ def test_links_change_the_step(rule: str) -> None:
     assert float((ends[0] - ends[1]).abs().max()) > 1e-5
 
 
-@pytest.mark.parametrize("rule", [PerParameterRule(), MixingRule()])
-def test_networks_start_as_the_structured_rule(rule: PerParameterRule) -> None:
+@pytest.mark.parametrize("rule", [PerParameterRule(), MixingRule(), GraphRule()])
+def test_networks_start_as_the_structured_rule(rule: StructuredRule) -> None:
     ends = []
     for made in (StructuredRule(), rule):
         model = mlp().double()
+        spec = mlp_spec() if made.needs_spec else None
         optimizer = LearnedOptimizer(
-            model.named_parameters(), total_steps=4, weights=MetaWeights.initial(made)
+            model.named_parameters(), total_steps=4, weights=MetaWeights.initial(made), spec=spec
         )
         train(model, optimizer, 3)
         ends.append([p.detach() for p in model.parameters()])
     for mine, theirs in zip(*ends, strict=True):
-        assert torch.equal(mine, theirs)
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("changed", ["send_row_0", "receive_column_0", "private_row_1", "edge_1", "unit_0"])
+def test_messages_between_units_decide_on_the_step(changed: str) -> None:
+    """A unit hears of all tensors that meet it: a gradient of one layer changes the step of the next."""
+    made, spec = weights("graph"), mlp_spec()
+    other = MetaWeights("other", made.rule, {**made.metas, changed: made.metas[changed] + 0.3})
+    moves = []
+    for chosen in (made, other):
+        model = mlp().double()
+        optimizer = LearnedOptimizer(model.named_parameters(), total_steps=4, weights=chosen, spec=spec)
+        train(model, optimizer, 1)
+        moves.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert float((moves[0] - moves[1]).abs().max()) > 1e-6
+
+
+def test_units_carry_what_one_layer_does_to_the_next() -> None:
+    steps = []
+    for size in (1.0, -1.0):
+        model = mlp().double()
+        optimizer = LearnedOptimizer(
+            model.named_parameters(), total_steps=4, weights=weights("graph"), spec=mlp_spec()
+        )
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(len(name))
+            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = gradient * (size if name == "3.weight" else 1.0)
+        optimizer.step()
+        steps.append(model[5].weight.detach())  # type: ignore[index]
+    assert float((steps[0] - steps[1]).abs().max()) > 1e-6
 
 
 def test_the_structured_rule_starts_as_muon_with_a_cosine() -> None:

@@ -71,7 +71,7 @@ def mixture() -> Mixture:
     return Mixture().double()
 
 
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not getattr(rule, "needs_spec", 0)])
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.needs_spec])
 def test_a_stacked_tensor_moves_as_its_slices_would(rule: str) -> None:
     model = mixture()
     optimizer = LearnedOptimizer.from_pretrained(weights(rule), model, total_steps=5)

@@ -1,0 +1,219 @@
+r"""Message passing on the graph of a network's parameters: units of a spec as nodes, weights as edges.
+
+Every weight w between a unit i (its row) and a unit j (its column) has features x and hidden channels
+
+    h⁰_ij = tanh(W x_ij + V context + b_role)
+    m_i   = tanh(a + mean over the tensors that meet unit i of S_side (mean of h over the weights at i))
+    h_ij  <- tanh(h_ij + E h_ij + R_row m_i + R_column m_j + P_row (row mean) + P_column (column mean))
+
+and outputs w·h after some rounds. S, R and P tell rows, columns and vectors apart and nothing else, so one
+set of weights serves every architecture; fixed rows and columns (inputs, classes) have their private means P
+alone. The network commutes with the permutations of the spec. Rounds are computed anew for every chunk of
+weights from the few numbers that units hold, so no map of hidden channels is ever whole.
+
+References:
+    Kofinas et al. 2024, Graph neural networks for learning equivariant representations of neural networks,
+    https://arxiv.org/abs/2403.12143 (neural graphs as optimizers). Lim et al. 2024, Graph metanetworks,
+    https://arxiv.org/abs/2312.04501. Here residual streams are one node per unit, as the spec has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from metanet.optim.chunks import CHUNK
+from metanet.optim.links import SIDES, Links, Side, sides_of
+from metanet.optim.rule import ROLES, Meta, Metas
+
+Means = dict[Side, Tensor]
+"""Per side ``[K, hidden, length]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The weights of K tensors of one shape.
+
+    Args:
+        shape: ``(K, rows, columns)`` or ``(K, n)``.
+        inputs: gives the features ``[K, features, width]`` of a slice of the flattened tensors.
+        role: see `metanet.optim.rule.ROLES`.
+        entry: name in the spec; None: no units are shared with other tensors.
+        stacked: the K tensors are the slices of that entry.
+    """
+
+    shape: tuple[int, ...]
+    inputs: Callable[[slice], Tensor]
+    role: str
+    entry: str | None = None
+    stacked: bool = False
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Sides on which units are met."""
+        return sides_of(len(self.shape) - 1)
+
+    def parts(self, hidden: int) -> Iterator[slice]:
+        """Yield chunks of whole rows."""
+        row = self.shape[2] if len(self.shape) == 3 else 1
+        count = self.shape[1] * row
+        width = max(CHUNK // (self.shape[0] * hidden * row), 1) * row
+        for start in range(0, count, width):
+            yield slice(start, min(start + width, count))
+
+
+@dataclass(frozen=True)
+class UnitNetwork:
+    """See the module's docstring.
+
+    Args:
+        features: of a weight.
+        context: numbers that are the same for all weights, such as the time.
+        hidden: channels.
+        rounds: of message passing.
+    """
+
+    features: int
+    context: int
+    hidden: int = 8
+    rounds: int = 2
+
+    def metas(self, *, seed: int = 0) -> dict[str, Meta]:
+        """Return the parameters: the last ones are zero, so that the network starts as zero."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(outputs: int, inputs: int, scale: float) -> Meta:
+            values = torch.randn(outputs * inputs, generator=generator) / sqrt(inputs)
+            return Meta(tuple((scale * values).tolist()), 0.2)
+
+        c = self.hidden
+        found = {
+            "first": drawn(c, self.features, 1.0),
+            "first_context": Meta((0.0,) * (c * self.context), 0.2),
+            "first_role": Meta((0.0,) * (c * len(ROLES)), 0.2),
+        }
+        for i in range(self.rounds):
+            found |= {f"send_{side}_{i}": drawn(c, c, 1.0) for side in SIDES}
+            found |= {f"receive_{side}_{i}": drawn(c, c, 0.5) for side in SIDES}
+            found |= {f"private_{side}_{i}": drawn(c, c, 0.5) for side in SIDES}
+            found |= {f"unit_{i}": Meta((0.0,) * c, 0.2), f"edge_{i}": drawn(c, c, 0.5)}
+        return {**found, "last": Meta((0.0,) * c, 0.05)}
+
+    def __call__(
+        self, metas: Metas, context: Sequence[float], edges: Sequence[Edges], links: Links
+    ) -> list[Tensor]:
+        """Return the output ``[K, n]`` of every weight.
+
+        Args:
+            metas: parameters, ``[P, …]`` with P = K or 1.
+            context: numbers that are the same for all weights.
+            edges: all weights of a network.
+            links: the units that they share.
+        """
+        told = metas["first"].new_tensor(list(context))
+        bias: Tensor = self._square(metas, "first_context", self.context) @ told
+        roles = metas["first_role"].unflatten(1, (len(ROLES), self.hidden))
+        starts = [bias + roles[:, ROLES.index(edge.role)] for edge in edges]
+        backs: list[list[Means]] = [[] for _ in edges]
+        for i in range(self.rounds):
+            means = [self._means(metas, *at) for at in zip(edges, starts, backs, strict=True)]
+            shared = self._exchange(metas, i, edges, means, links)
+            for back, own, met in zip(backs, means, shared, strict=True):
+                back.append(self._received(metas, i, own, met))
+        return [self._output(metas, *at) for at in zip(edges, starts, backs, strict=True)]
+
+    def _square(self, metas: Metas, name: str, inputs: int) -> Tensor:
+        matrices: Tensor = metas[name].unflatten(1, (self.hidden, inputs))
+        return matrices
+
+    def _units(self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means], part: slice) -> Tensor:
+        """Return the channels ``[K, hidden, width]`` of a chunk after all rounds that are done."""
+        inputs = edge.inputs(part)
+        weight = self._square(metas, "first", self.features).to(inputs).expand(len(inputs), -1, -1)
+        units = torch.tanh(torch.bmm(weight, inputs) + start.to(inputs)[:, :, None])
+        for i, means in enumerate(back):
+            square = self._square(metas, f"edge_{i}", self.hidden).to(units).expand(len(units), -1, -1)
+            moved = torch.baddbmm(units, square, units)
+            if len(edge.shape) == 2:
+                units = torch.tanh(moved + means["vector"][:, :, part])
+                continue
+            columns = edge.shape[2]
+            rows = slice(part.start // columns, part.stop // columns)
+            grid = moved.unflatten(2, (-1, columns)) + means["row"][:, :, rows, None]
+            units = torch.tanh(grid + means["column"][:, :, None]).flatten(2)
+        return units
+
+    def _means(self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means]) -> Means:
+        rows: list[Tensor] = []
+        columns: Tensor | None = None
+        for part in edge.parts(self.hidden):
+            units = self._units(metas, edge, start, back, part)
+            if len(edge.shape) == 2:
+                rows.append(units)
+                continue
+            grid = units.unflatten(2, (-1, edge.shape[2]))
+            rows.append(grid.mean(3))
+            total = grid.sum(2)
+            columns = total if columns is None else columns + total
+        if columns is None:
+            return {"vector": torch.cat(rows, 2)}
+        return {"row": torch.cat(rows, 2), "column": columns / edge.shape[1]}
+
+    def _exchange(
+        self, metas: Metas, at: int, edges: Sequence[Edges], means: Sequence[Means], links: Links
+    ) -> list[Means]:
+        """Return what the units that tensors share send back, per side; nothing where there are none."""
+        c = self.hidden
+        known = {
+            edge.entry: (edge, mean)
+            for edge, mean in zip(edges, means, strict=True)
+            if edge.entry is not None and links.knows(edge.entry)
+        }
+        sent: dict[str, dict[Side, Tensor]] = {}
+        for entry, (edge, mean) in known.items():
+            sent[entry] = {}
+            for side, values in mean.items():
+                message = self._linear(metas, f"send_{side}_{at}", values)
+                if edge.stacked:
+                    message = message.transpose(0, 1).flatten(1)
+                sent[entry][side] = message.reshape(-1, message.shape[-1])
+        pools = {key: self._unit(metas, at, pool) for key, pool in links.gather(sent).items()}
+        found: dict[str, Means] = {entry: {} for entry in known}
+        for entry, (edge, mean) in known.items():
+            for side in edge.sides:
+                back = links.scatter(entry, side, pools)
+                if back is not None and edge.stacked:
+                    back = back.unflatten(1, (edge.shape[0], -1)).transpose(0, 1)
+                if back is not None:
+                    found[entry][side] = back.reshape(len(mean[side]), c, -1)
+        return [found.get(edge.entry, {}) if edge.entry is not None else {} for edge in edges]
+
+    def _unit(self, metas: Metas, at: int, pool: Tensor) -> Tensor:
+        """Return the state ``[P hidden, *sizes]`` of the units of a group from the mean of what they got."""
+        bias = metas[f"unit_{at}"].to(pool)
+        channels = pool.unflatten(0, (-1, self.hidden))
+        return torch.tanh(channels + bias.reshape(*bias.shape, *(1,) * (pool.ndim - 1))).flatten(0, 1)
+
+    def _received(self, metas: Metas, at: int, own: Means, met: Means) -> Means:
+        found: Means = {}
+        for side, values in own.items():
+            found[side] = self._linear(metas, f"private_{side}_{at}", values)
+            if side in met:
+                found[side] = found[side] + self._linear(metas, f"receive_{side}_{at}", met[side])
+        return found
+
+    def _linear(self, metas: Metas, name: str, values: Tensor) -> Tensor:
+        weight = self._square(metas, name, self.hidden).to(values).expand(len(values), -1, -1)
+        return torch.bmm(weight, values)
+
+    def _output(self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means]) -> Tensor:
+        last = metas["last"][:, None]
+        found = []
+        for part in edge.parts(self.hidden):
+            units = self._units(metas, edge, start, back, part)
+            found.append((last.to(units) @ units)[:, 0])
+        return torch.cat(found, 1)
