@@ -37,6 +37,8 @@ class Matching:
         starts: the start that won, for every component (`metanet.matching.components`).
         sweeps: passes over the groups, of all starts together.
         moved: group -> fraction of its units that do not stay where they were.
+        measure: what ``before``, ``after`` and the history are where it is not ‖a − b‖²: a distance between
+            activations, or a loss.
     """
 
     element: GroupElement
@@ -46,10 +48,11 @@ class Matching:
     starts: tuple[str, ...]
     sweeps: int
     moved: Mapping[str, float]
+    measure: str = "squared distance"
 
     @property
     def gain(self) -> float:
-        """Fraction of ‖a − b‖² that matching removes."""
+        """Fraction of ‖a − b‖², or of whatever else is measured, that matching removes."""
         return 1.0 - self.after / self.before if self.before > 0 else 0.0
 
 
@@ -266,6 +269,23 @@ def take_step(pair: Pair, move: Move, *, flips: bool, least: float) -> float:
         assert plain is not None
         inertia = max(inertia * 3, float(plain.std()))
     return 0.0
+
+
+def matching_of(
+    element: GroupElement, a: Mapping[str, Tensor], b: Mapping[str, Tensor], *, how: str = "given"
+) -> Matching:
+    """Return what an element does to two state dicts, as matching reports it; statistics are not compared.
+
+    Args:
+        element: takes b to a.
+        a: state dict of the network that stays.
+        b: state dict of the network to be moved.
+        how: it was found.
+    """
+    moved = element @ b
+    names = [name for name in element.spec if not name.endswith(STATISTICS) and a[name].is_floating_point()]
+    before, after = (sum(squared_distance(a[name], state[name]) for name in names) for state in (b, moved))
+    return Matching(element, before, after, (before, after), (how,), 0, moved_fractions(element))
 
 
 def moved_fractions(element: GroupElement) -> dict[str, float]:
