@@ -8,8 +8,15 @@ if TYPE_CHECKING:
     from metanet.matching.many import Universe as Universe
     from metanet.matching.many import cycle_consistent_matching as cycle_consistent_matching
     from metanet.matching.many import merge_many_matching as merge_many_matching
+    from metanet.matching.method import Problem as Problem
+    from metanet.matching.method import find_matcher as find_matcher
+    from metanet.matching.method import match as match
+    from metanet.matching.method import matcher as matcher
     from metanet.matching.orthogonal import orthogonal_matching as orthogonal_matching
     from metanet.matching.singular import singular_vector_alignment as singular_vector_alignment
+    from metanet.matching.sinkhorn_rebasin import sinkhorn_matching as sinkhorn_matching
+    from metanet.matching.soft_map import SoftMap as SoftMap
+    from metanet.matching.soft_map import SoftMatching as SoftMatching
     from metanet.matching.straight_through import straight_through_matching as straight_through_matching
     from metanet.matching.weights import Matching as Matching
     from metanet.matching.weights import match_weights as match_weights
@@ -17,13 +24,19 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Matching": "weights",
+    "Problem": "method",
+    "SoftMap": "soft_map",
+    "SoftMatching": "soft_map",
     "Universe": "many",
     "activation_matching": "activations",
     "cycle_consistent_matching": "many",
+    "find_matcher": "method",
+    "match": "method",
     "merge_many_matching": "many",
     "orthogonal_matching": "orthogonal",
     "singular_vector_alignment": "singular",
     "match_weights": "weights",
+    "sinkhorn_matching": "sinkhorn_rebasin",
     "straight_through_matching": "straight_through",
     "weight_matching": "weights",
 }

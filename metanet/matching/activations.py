@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ def activation_matching(
     a: Mapping[str, Tensor],
     b: Mapping[str, Tensor],
     *args: Any,
+    fixed: Collection[str] = (),
     seed: int = 0,
     **kwargs: Any,
 ) -> Matching:
@@ -45,6 +46,7 @@ def activation_matching(
         a: state dict of the network that stays.
         b: state dict of the network to be moved.
         *args: one batch of data, the arguments of the network.
+        fixed: groups that stay as they are.
         seed: of the samples that are kept, and of the order of groups.
         **kwargs: further arguments of the network.
 
@@ -77,7 +79,8 @@ def activation_matching(
         tuple(group for group in spec.groups if group.name in groups),
         tuple((name, (axes[name], Fixed(count))) for name, count in samples.items()),
     )
-    matching = weight_matching(seen, found[0], found[1], flips=False, seed=seed)
+    held = [name for name in fixed if name in seen.group]
+    matching = weight_matching(seen, found[0], found[1], fixed=held, flips=False, seed=seed)
     element = GroupElement(spec, matching.element.permutations, {})
     return Matching(
         element,
@@ -87,6 +90,7 @@ def activation_matching(
         matching.starts,
         matching.sweeps,
         matching.moved,
+        "squared distance of activations",
     )
 
 
@@ -112,7 +116,7 @@ def _activations(
     seed: int,
 ) -> dict[str, Tensor]:
     """Run a network and return ``[units, samples]`` standardised outputs by layer."""
-    model.load_state_dict(dict(state))
+    load_state(model, state)
     found: dict[str, Tensor] = {}
     handles = []
     for name in axes:
@@ -136,3 +140,21 @@ def _activations(
         for handle in handles:
             handle.remove()
     return found
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights into a network; what is one tensor with another entry may be left out.
+
+    Raises:
+        ValueError: entries of the network that are missing, or unknown to it.
+    """
+    own = model.state_dict(keep_vars=True)
+    given = {id(own[name]) for name in state if name in own}
+    missing = [name for name, tensor in own.items() if name not in state and id(tensor) not in given]
+    unknown = [name for name in state if name not in own]
+    if missing or unknown:
+        raise ValueError(
+            f"these weights are not the network's: missing {missing[:3]}, unknown {unknown[:3]}; run them "
+            "with the network that wrote them"
+        )
+    model.load_state_dict(dict(state), strict=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -18,7 +18,13 @@ LEAST = 1e-7
 
 
 def orthogonal_matching(
-    spec: WeightSpec, a: State, b: State, *, max_rounds: int = 20, seed: int = 0
+    spec: WeightSpec,
+    a: State,
+    b: State,
+    *,
+    fixed: Collection[str] = (),
+    max_rounds: int = 20,
+    seed: int = 0,
 ) -> Matching:
     r"""Align b to a by orthogonal maps of residual streams and permutations of everything else, in turn.
 
@@ -33,6 +39,7 @@ def orthogonal_matching(
             (`metanet.freedoms.folding.fold_gains`) and derive the spec of the result.
         a: state dict of the network that stays, gains folded.
         b: state dict of the network to be moved, gains folded.
+        fixed: groups that stay as they are, streams among them.
         max_rounds: turns at most.
         seed: of weight matching.
 
@@ -54,7 +61,8 @@ def orthogonal_matching(
             "derive the spec of what it returns"
         )
     streams = {number: _stream(spec, number) for number in numbers}
-    fixed = list(streams.values())
+    held = {*streams.values(), *fixed}
+    streams = {number: name for number, name in streams.items() if name not in fixed}
     element, moved = GroupElement.identity(spec), dict(b)
     before = now = _distance(a, moved)
     history = [now]
@@ -64,7 +72,7 @@ def orthogonal_matching(
         rotation = GroupElement(spec, {}, {}, {n: o for n, o in steps.items() if o is not None})
         turned = rotation @ moved
         rest = weight_matching(
-            spec, a, turned, fixed=fixed, starts=["greedy" if turn == 0 else "identity"], seed=seed
+            spec, a, turned, fixed=held, starts=["greedy" if turn == 0 else "identity"], seed=seed
         )
         sweeps += rest.sweeps
         candidate = rest.element @ turned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ def straight_through_matching(
     b: State,
     loss: Callable[[dict[str, Tensor]], Tensor],
     *,
+    fixed: Collection[str] = (),
     steps: int = 100,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -40,12 +41,13 @@ def straight_through_matching(
         b: state dict of the network to be moved.
         loss: of a state dict, differentiable in its tensors (`torch.func.functional_call`); it may take
             another batch in every call.
+        fixed: groups that stay as they are.
         steps: of Adam.
         learning_rate: η, of Adam.
         seed: of matching.
 
     Returns:
-        The matching; its history holds the midpoint's losses, not distances.
+        The matching; what it measures is the loss at the midpoint.
 
     Raises:
         ValueError: no steps.
@@ -61,7 +63,7 @@ def straight_through_matching(
         if tensor.is_floating_point() and not name.endswith(STATISTICS)
     }
     optimizer = torch.optim.Adam(virtual.values(), learning_rate)
-    first = weight_matching(spec, a, b, seed=seed)
+    first = weight_matching(spec, a, b, fixed=fixed, seed=seed)
     element = best = first.element
     lowest, history, sweeps = float("inf"), list[float](), first.sweeps
     for _ in range(steps):
@@ -80,9 +82,17 @@ def straight_through_matching(
         value.backward()
         optimizer.step()
         target = {name: virtual[name].detach() if name in virtual else x for name, x in a.items()}
-        step = weight_matching(spec, target, moved, starts=["identity"], max_sweeps=2, seed=seed)
+        step = weight_matching(spec, target, moved, fixed=fixed, starts=["identity"], max_sweeps=2, seed=seed)
         element, sweeps = step.element @ element, sweeps + step.sweeps
-    moved = best @ b
-    after = sum(float((a[name] - moved[name]).double().square().sum()) for name in virtual)
-    before = sum(float((a[name] - b[name]).double().square().sum()) for name in virtual)
-    return Matching(best, before, after, tuple(history), ("straight-through",), sweeps, moved_fractions(best))
+    with torch.no_grad():
+        naive = loss({n: 0.5 * (x + b[n]) if n in virtual else x for n, x in a.items()})
+    return Matching(
+        best,
+        float(naive),
+        lowest,
+        tuple(history),
+        ("straight-through",),
+        sweeps,
+        moved_fractions(best),
+        "loss at the midpoint",
+    )

@@ -8,15 +8,13 @@ from pathlib import Path as File
 from statistics import fmean
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metanet.derive import spec_of
 from metanet.matching.singular import singular_vector_alignment
 from metanet.matching.weights import weight_matching
 from metanet.merging.paths import Path, barrier_path
-from metanet.spec import WeightSpec
-from metanet_tasks.objects import is_object, load_object
+from metanet_tasks.objects import network_of
 from metanet_tasks.path_evaluation import (
     Correction,
     ImageEvaluation,
@@ -26,7 +24,7 @@ from metanet_tasks.path_evaluation import (
 )
 from metanet_zoo.checkpoint import open_checkpoint
 from metanet_zoo.matching.align import MIN_GAIN
-from metanet_zoo.spec_source import find_spec
+from metanet_zoo.runnable import float_state, runnable_network
 
 
 @dataclass(frozen=True)
@@ -122,11 +120,9 @@ def measure_barrier(
         )
     if corrections and data is None:
         raise ValueError("corrections of activations' statistics need images; leave them out with --text")
-    states = [open_checkpoint(path).state_dict() for path in (a, b)]
-    states = [
-        {k: t.float() if t.is_floating_point() else t.clone() for k, t in state.items()} for state in states
-    ]
-    model, example, spec, folder = _network(a, network, activation, spec_file, states[0])
+    states = [float_state(open_checkpoint(path)) for path in (a, b)]
+    runnable = runnable_network(a, network_of(network), activation=activation, spec_file=spec_file)
+    model, example, spec, folder = runnable.model, runnable.example, runnable.spec, runnable.folder
     evaluation: ImageEvaluation | TextEvaluation
     if data is not None:
         evaluation = image_evaluation(
@@ -173,34 +169,4 @@ def measure_barrier(
     singular = [fmean(singular_vector_alignment(spec, states[0], end).values()) for end in (states[1], moved)]
     return BarrierReport(
         a, b, paths, (found.before, found.after), (singular[0], singular[1]), useful, tuple(notes)
-    )
-
-
-def _network(
-    checkpoint: str,
-    network: str | None,
-    activation: str | None,
-    spec_file: File | None,
-    state: Mapping[str, Tensor],
-) -> tuple[nn.Module, Tensor | None, WeightSpec | None, File | None]:
-    """Return a network to run, an example input or None, its spec or None, and its folder or None."""
-    if network is not None:
-        if not is_object(network):
-            raise ValueError(f"{network}: expected a network in Python, as package.module:factory")
-        model = load_object(network)
-        model.load_state_dict(dict(state))
-        spec = None if spec_file is None else find_spec(checkpoint, spec_file=spec_file).spec
-        return model, None, spec, None
-    found = find_spec(checkpoint, spec_file=spec_file, activation=activation)
-    if found.kind == "sequential":
-        assert found.model is not None
-        return found.model, found.inputs[0], found.spec, None
-    if found.kind == "huggingface":
-        from metanet_zoo.huggingface_model import build_model
-
-        built = build_model(found.config, device="cpu")
-        pixels = built.inputs.get("pixel_values")
-        return built.model, pixels if isinstance(pixels, torch.Tensor) else None, found.spec, File(checkpoint)
-    raise ValueError(
-        f"{checkpoint} has a spec file, which does not say how to run it; name the network with --network"
     )

@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from metanet_tasks.merge_command import size
+from metanet_tasks.barrier_command import numbers
+from metanet_tasks.merge_command import load_plugin, size
 
 if TYPE_CHECKING:
     from metanet_zoo.matching.run import MatchReport
@@ -21,8 +22,17 @@ examples:
       write the group element and the aligned model, which computes what llama-b does
   metanet match a.pt b.pt --activation tanh --start greedy --start sorted --start random
       a plain MLP with tanh: signs are matched too; three starts, the best is kept
+  metanet match a.pt b.pt --method activations --network mymodels:resnet20 --data photos -o out.safetensors
+      units are paired by how they answer to 1000 training images
+  metanet match a.pt b.pt --method sinkhorn-loss --activation relu --data mnist --set steps=200
+      permutations learned from the loss half-way between two MLPs
   metanet match a.safetensors b.safetensors c.safetensors --activation relu -o common --out-element elements
       three models in a common order of units, one file each in two folders; then merge common/*.safetensors
+
+methods (--methods says more of each):
+  by weights alone       weights, sinkhorn, orthogonal
+  by activations         activations (--data or --text)
+  by a loss              straight-through, sinkhorn-loss (--data or --text)
 
 The aligned model of a pair is proven to compute the same function before it is written, where it can be run
 (Hugging Face configurations, plain sequential networks); otherwise the report says why not.
@@ -32,15 +42,37 @@ The aligned model of a pair is proven to compute the same function before it is 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     options = parser().parse_args(arguments)
+    for path in options.plugin:
+        load_plugin(path)
+    if options.methods:
+        print(describe_methods(), end="")
+        return 0
+    if options.reference is None or options.model is None:
+        raise ValueError("name two models: the one that stays, and the one to be aligned to it")
     if options.more:
         return match_many(options)
-    from metanet.matching.weights import DEFAULT_STARTS
+    from metanet_tasks.objects import network_of
+    from metanet_zoo.matching.data import DataOptions
     from metanet_zoo.matching.run import match_checkpoints
+
+    data = DataOptions(
+        options.data,
+        options.text,
+        network_of(options.network),
+        options.split,
+        options.limit,
+        options.mean,
+        options.deviation,
+        options.context,
+    )
 
     meter = Meter(quiet=options.json or options.quiet or not sys.stderr.isatty())
     report = match_checkpoints(
         options.reference,
         options.model,
+        method=options.method,
+        settings=settings_of(options),
+        data=data,
         element_file=options.out_element,
         out=options.out,
         spec_file=options.spec,
@@ -48,8 +80,6 @@ def main(arguments: Sequence[str]) -> int:
         fixed=options.fix,
         free=options.free,
         min_gain=options.min_gain,
-        starts=options.start or DEFAULT_STARTS,
-        max_sweeps=options.max_sweeps,
         max_memory=options.max_memory,
         max_shard_size=options.max_shard_size,
         prove_it=not options.no_proof,
@@ -79,9 +109,24 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("reference", metavar="A", help="the model that stays: a folder, file or org/name on the hub")
-    add("model", metavar="B", help="the model to be aligned to it")
+    add(
+        "reference",
+        metavar="A",
+        nargs="?",
+        help="the model that stays: a folder, file or org/name on the hub",
+    )
+    add("model", metavar="B", nargs="?", help="the model to be aligned to it")
     add("more", metavar="C", nargs="*", help="further models: then all are taken to a common order of units")
+    add("--method", metavar="NAME", default="weights", help="how the units are paired (default weights)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the method, such as steps=200 (repeatable; --methods lists them)",
+    )
+    add("--methods", action="store_true", help="describe the methods and their settings")
+    add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="your own methods")
     add(
         "--many",
         choices=("cycle-consistent", "merge-many"),
@@ -95,6 +140,16 @@ def parser() -> argparse.ArgumentParser:
         help="write the group element (.safetensors; of several models a folder)",
     )
     add("-o", "--out", metavar="OUT", help="write the aligned model: a folder, or a file (.safetensors)")
+    add(
+        "--data", metavar="IMAGES", help="labelled images: digits, IDX files, a folder per class, hf:org/name"
+    )
+    add("--text", type=Path, metavar="FILE", help="a text, for causal language models")
+    add("--network", metavar="OBJECT", help="package.module:factory of the network, if it is no plain one")
+    add("--split", default="train", help="of the images (default train)")
+    add("--limit", type=int, metavar="N", help="most images (default 1000), or windows of text (default 16)")
+    add("--mean", type=numbers, default=(0.0,), metavar="M,…", help="subtracted from values in 0…1")
+    add("--deviation", type=numbers, default=(1.0,), metavar="S,…", help="what they are divided by")
+    add("--context", type=int, default=256, metavar="N", help="tokens per window of text (default 256)")
     add("--spec", type=Path, metavar="FILE", help="take the spec from this file")
     add("--activation", metavar="NAME", help="of a plain sequential checkpoint: relu, tanh, sine:30, …")
     add(
@@ -116,15 +171,16 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=0.01,
         metavar="F",
-        help="keep the identity unless the squared distance falls by more than this fraction (default 0.01)",
+        help="keep the identity unless the squared distance, or what else the method measures, falls by more "
+        "than this fraction (default 0.01)",
     )
     add(
         "--start",
         action="append",
         choices=("greedy", "identity", "sorted", "random"),
-        help="where to start; repeat for several, the best is kept (default greedy)",
+        help="where weight matching starts; repeat for several, the best is kept (default greedy)",
     )
-    add("--max-sweeps", type=int, default=100, metavar="N", help="passes over the groups (default 100)")
+    add("--max-sweeps", type=int, metavar="N", help="of weight matching over the groups (default 100)")
     add(
         "--max-memory",
         type=size,
@@ -142,11 +198,70 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the method that the command line gives."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    if options.start:
+        settings["starts"] = tuple(options.start)
+    if options.max_sweeps is not None:
+        settings["max_sweeps"] = options.max_sweeps
+    for item in options.set:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: expected NAME=VALUE")
+        # YAML reads 1e-3, which lacks a point, as text.
+        value = yaml.safe_load(text)
+        settings[name] = float(text) if isinstance(value, str) and is_number(text) else value
+    return settings
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def describe_methods() -> str:
+    """Return a text about every method and its settings."""
+    from metanet.matching.method import MATCHERS, find_matcher
+
+    find_matcher("weights")
+    needs = {
+        "weights": "the weights alone",
+        "inputs": "activations on data",
+        "loss": "a loss on labelled data",
+    }
+    lines: list[str] = []
+    for method in MATCHERS.values():
+        lines += [f"{method.name}: {method.summary}", f"    {method.reference}"]
+        found = "a group element" if method.returns == "element" else "a soft map, which changes the function"
+        lines.append(f"    looks at {needs[method.needs]}; finds {found}")
+        for name, setting in method.settings.items():
+            default = ", ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
+            choices = f"; {' or '.join(setting.choices)}" if setting.choices else ""
+            lines.append(f"    {name:<20} {setting.doc} (default {default}{choices})")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def match_many(options: argparse.Namespace) -> int:
     """Match three or more models; what only two can have is refused."""
-    for name, default in (("fix", []), ("free", []), ("start", None)):
+    two: tuple[tuple[str, Any], ...] = (
+        ("fix", []),
+        ("free", []),
+        ("start", None),
+        ("method", "weights"),
+        ("set", []),
+        ("data", None),
+    )
+    for name, default in (*two, ("text", None), ("network", None), ("max_sweeps", None)):
         if getattr(options, name) != default:
-            raise ValueError(f"--{name} is for two models; leave it out")
+            raise ValueError(f"--{name.replace('_', '-')} is for two models; leave it out")
     from metanet_zoo.matching.many import match_many_checkpoints
 
     report = match_many_checkpoints(
@@ -210,10 +325,13 @@ def show(report: MatchReport) -> None:
         f"[bold]{escape(report.model)}[/] aligned to [bold]{escape(report.reference)}[/]", highlight=False
     )
     out.print(f"symmetry: {escape(report.origin)}", highlight=False)
-    starts = ", ".join(f"{start} {count}×" for start, count in found.starts.items())
+    how = f"matched by {found.method}"
+    if found.method == "weights":
+        starts = ", ".join(f"{start} {count}×" for start, count in found.starts.items())
+        how = f"{found.sweeps} sweeps, best start {starts}"
     out.print(
-        f"squared distance {found.before:.6g} → {found.after:.6g} ({found.gain:.1%} less; {found.sweeps} "
-        f"sweeps, best start {starts}, {found.seconds:.1f} s)",
+        f"{found.measure} {found.before:.6g} → {found.after:.6g} ({found.gain:.1%} less; {how}, "
+        f"{found.seconds:.1f} s)",
         highlight=False,
     )
     if found.used:

@@ -78,6 +78,19 @@ def load_object(source: str) -> nn.Module:
     return found.eval()
 
 
+def network_of(source: str | None) -> nn.Module | None:
+    """Import the network that ``--network`` names, if it names one.
+
+    Raises:
+        ValueError: it names no network.
+    """
+    if source is None:
+        return None
+    if not is_object(source):
+        raise ValueError(f"{source}: expected a network in Python, as package.module:factory")
+    return load_object(source)
+
+
 def parse_input(text: str, generator: torch.Generator) -> Tensor:
     """Draw an input tensor from its description: a dtype, a shape and, for integers, an upper limit.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metanet.merging.data_free import rescale_without_data
 from metanet.merging.repair import repair, reset_batch_norm
-from metanet_zoo.images import open_images
+from metanet_zoo.network_data import labelled_images, logits_of, text_windows
 
 State = Mapping[str, Tensor]
 Correction = Literal["reset", "repair", "rescale", "data-free"]
@@ -53,7 +53,7 @@ class ImageEvaluation:
         self.model.load_state_dict(dict(state))
         self.model.eval()
         with torch.no_grad():
-            logits = torch.cat([_logits(self.model(part)) for part in self.x.split(self.batch_size)])
+            logits = torch.cat([logits_of(self.model(part)) for part in self.x.split(self.batch_size)])
         right = (logits.argmax(1) == self.y).double().mean()
         return {"loss": float(F.cross_entropy(logits, self.y)), "accuracy": float(right)}
 
@@ -96,20 +96,7 @@ def image_evaluation(
     """
 
     def prepared(part: str, count: int | None) -> tuple[Tensor, Tensor]:
-        images = open_images(data, split=part, limit=count)
-        if images.labels is None:
-            raise ValueError(f"{data} has no labels; give a folder of one folder per class, or IDX files")
-        values = images.images
-        values = values.float() / 255 if not values.is_floating_point() else values.float()
-        x = values[:, None] if values.ndim == 3 else values.permute(0, 3, 1, 2)
-        x = (x - torch.tensor(list(mean))[:, None, None]) / torch.tensor(list(deviation))[:, None, None]
-        if example is not None and x.shape[1:] != example.shape[1:]:
-            if x[0].numel() != example[0].numel():
-                raise ValueError(
-                    f"the images have shape {list(x.shape[1:])}, the network takes {list(example.shape[1:])}"
-                )
-            x = x.reshape(len(x), *example.shape[1:])
-        return x, images.labels
+        return labelled_images(data, example, split=part, limit=count, mean=mean, deviation=deviation)
 
     x, y = prepared(split, limit)
     calibration, _ = prepared("train", CALIBRATION)
@@ -135,7 +122,7 @@ class TextEvaluation:
         total = torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
             for window in self.tokens.split(4):
-                logits = _logits(self.model(input_ids=window))[:, :-1]
+                logits = logits_of(self.model(input_ids=window))[:, :-1]
                 targets = window[:, 1:]
                 total += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         loss = float(total) / (self.tokens.shape[0] * (self.tokens.shape[1] - 1))
@@ -157,21 +144,4 @@ def text_evaluation(
     Raises:
         ValueError: no tokenizer, or a text shorter than one window.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} has no tokenizer that transformers can read ({error})") from None
-    ids = tokenizer(text.read_text(encoding="utf-8"), return_tensors="pt", verbose=False).input_ids[0]
-    windows = min(len(ids) // context, limit)
-    if windows == 0:
-        raise ValueError(f"{text} has {len(ids)} tokens, expected at least one window of {context}")
-    return TextEvaluation(model, ids[: windows * context].reshape(windows, context))
-
-
-def _logits(returned: object) -> Tensor:
-    found = getattr(returned, "logits", returned)
-    if not isinstance(found, Tensor):
-        raise ValueError(f"the network returns {type(found).__name__}, expected a tensor of logits")
-    return found
+    return TextEvaluation(model, text_windows(folder, text, context=context, limit=limit))

@@ -33,8 +33,8 @@ class SpecSource:
         spec: under the checkpoint's names.
         origin: where it comes from, one sentence.
         notes: what was assumed or done on the way, one sentence each.
-        kind: ``file``, ``huggingface`` or ``sequential``.
-        model: of a sequential network: a network with these names and shapes.
+        kind: ``file``, ``huggingface``, ``sequential``, or ``module`` for one at hand.
+        model: of a sequential network or a module: a network with these names and shapes.
         inputs: what that network runs on.
         config: of a Hugging Face model: its configuration.
         names: of a Hugging Face model: entry -> its name in the checkpoint, where they are one tensor.

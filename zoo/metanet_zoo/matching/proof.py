@@ -79,7 +79,7 @@ def prove(
     if found.kind == "file":
         return _unproven("the spec comes from a file, which does not say how to run the model")
     after = aligned_source(source, element)
-    if found.kind == "sequential":
+    if found.kind in ("sequential", "module"):
         assert found.model is not None
         error = _difference(
             deepcopy(found.model),
@@ -89,7 +89,8 @@ def prove(
             seed=seed,
             wide=True,
         )
-        return _judged(error, TOLERANCE, "the sequential network in float64 on random inputs")
+        what = "sequential network" if found.kind == "sequential" else type(found.model).__name__
+        return _judged(error, TOLERANCE, f"the {what} in float64 on random inputs")
     if found.config is None:
         return _unproven("there is no configuration to build the model from")
     from metanet_zoo.huggingface_model import build_model

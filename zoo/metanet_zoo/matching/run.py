@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from metanet.group import GroupElement
-from metanet.matching.starts import Start
-from metanet.matching.weights import DEFAULT_STARTS
+from metanet.matching.method import find_matcher
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.matching.align import MAX_MEMORY, MIN_GAIN, Alignment, Progress, align_sources
+from metanet_zoo.matching.data import DataOptions, prepare_data
 from metanet_zoo.matching.element_file import save_element
 from metanet_zoo.matching.proof import Proof, prove
 from metanet_zoo.merging.run import merge_checkpoints
 from metanet_zoo.merging.sources import open_model
-from metanet_zoo.spec_source import find_spec
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,9 @@ def match_checkpoints(
     reference: str,
     model: str,
     *,
+    method: str = "weights",
+    settings: Mapping[str, Any] | None = None,
+    data: DataOptions | None = None,
     element_file: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     spec_file: Path | None = None,
@@ -67,8 +69,6 @@ def match_checkpoints(
     fixed: Collection[str] = (),
     free: Collection[str] = (),
     min_gain: float = MIN_GAIN,
-    starts: Sequence[Start] = DEFAULT_STARTS,
-    max_sweeps: int = 100,
     max_memory: int = MAX_MEMORY,
     max_shard_size: int = 5 * 10**9,
     prove_it: bool = True,
@@ -78,22 +78,24 @@ def match_checkpoints(
     progress: Progress | None = None,
     written: Callable[[str, int, int], None] | None = None,
 ) -> MatchReport:
-    """Align a checkpoint to another one by weight matching, in bounded memory.
+    """Align a checkpoint to another one, by default by weight matching, in bounded memory.
 
     The proof comes before anything is written: nothing that is known not to keep the function is.
 
     Args:
         reference: the model that stays: a folder, file or hub repository.
         model: the model that is aligned to it.
+        method: of `metanet.matching.method`.
+        settings: of the method.
+        data: for methods that run the networks.
         element_file: write the group element there (``.safetensors``).
         out: write the aligned model there, a folder or a ``.safetensors`` file.
         spec_file: take this spec instead of finding one.
         activation: of a plain sequential network, e.g. ``relu``.
         fixed: groups that stay.
         free: groups that must not be held to save memory.
-        min_gain: keep the identity unless the squared distance falls by more than this fraction.
-        starts: where to start (`metanet.matching.starts`).
-        max_sweeps: passes over the groups of a component, for each start.
+        min_gain: keep the identity unless the squared distance, or what else the method measures, falls by
+            more than this fraction.
         max_memory: bytes for the tensors that are matched together.
         max_shard_size: bytes of tensors in a file of the output.
         prove_it: prove that the aligned model computes the same function, where it can be run.
@@ -118,18 +120,24 @@ def match_checkpoints(
         raise ValueError(f"{element_file}: a group element is written as .safetensors; name it so")
     opened_a, opened_b = open_model(reference), open_model(model)
     try:
-        found = find_spec(
-            reference, spec_file=spec_file, activation=activation, trust_remote_code=trust_remote_code
+        found, sample = prepare_data(
+            find_matcher(method),
+            reference,
+            data,
+            activation=activation,
+            spec_file=spec_file,
+            trust_remote_code=trust_remote_code,
         )
         alignment = align_sources(
             found.spec,
             opened_a.source,
             opened_b.source,
+            method=method,
+            settings=settings,
+            data=sample,
             fixed=fixed,
             free=free,
             min_gain=min_gain,
-            starts=starts,
-            max_sweeps=max_sweeps,
             max_memory=max_memory,
             seed=seed,
             progress=progress,

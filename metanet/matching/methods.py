@@ -1,0 +1,177 @@
+"""The matching methods that come with the toolkit, by name; importing this registers them.
+
+Each takes a `Problem` apart for a function that can be called by itself, too.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from metanet.matching.activations import activation_matching
+from metanet.matching.method import Loss, Problem, Setting, matcher
+from metanet.matching.orthogonal import orthogonal_matching
+from metanet.matching.sinkhorn_rebasin import Begin, Objective, sinkhorn_matching
+from metanet.matching.starts import Start
+from metanet.matching.straight_through import straight_through_matching
+from metanet.matching.weights import DEFAULT_STARTS, Matching, weight_matching
+
+
+@matcher(
+    "weights",
+    reference="Ainsworth et al. 2023, Git Re-Basin, https://arxiv.org/abs/2209.04836, §3.2",
+    streams=True,
+    settings={
+        "starts": Setting(DEFAULT_STARTS, "where to start: greedy, identity, sorted, random"),
+        "max_sweeps": Setting(100, "passes over all groups, for each start"),
+    },
+)
+def _weights(
+    problem: Problem, *, starts: tuple[str, ...] = DEFAULT_STARTS, max_sweeps: int = 100
+) -> Matching:
+    """Weights alone, by coordinate descent: signs, phases and nested groups too."""
+    return weight_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        fixed=problem.fixed,
+        starts=cast(tuple[Start, ...], starts),
+        max_sweeps=max_sweeps,
+        seed=problem.seed,
+        progress=problem.progress,
+    )
+
+
+@matcher(
+    "activations",
+    reference="Li et al. 2016, Convergent Learning, https://arxiv.org/abs/1511.07543",
+    needs="inputs",
+)
+def _activations(problem: Problem) -> Matching:
+    """Correlations of activations on data."""
+    assert problem.model is not None
+    return activation_matching(
+        problem.spec,
+        problem.model,
+        problem.a,
+        problem.b,
+        *problem.inputs,
+        fixed=problem.fixed,
+        seed=problem.seed,
+    )
+
+
+@matcher(
+    "straight-through",
+    reference="Ainsworth et al. 2023, Git Re-Basin, https://arxiv.org/abs/2209.04836, §3.3",
+    needs="loss",
+    settings={
+        "steps": Setting(100, "of Adam"),
+        "learning_rate": Setting(1e-3, "of Adam"),
+    },
+)
+def _straight_through(problem: Problem, *, steps: int = 100, learning_rate: float = 1e-3) -> Matching:
+    """The loss at the midpoint, its gradient going straight through weight matching."""
+    return straight_through_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        _loss(problem),
+        fixed=problem.fixed,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=problem.seed,
+    )
+
+
+SINKHORN = {
+    "steps": Setting(100, "of Adam"),
+    "learning_rate": Setting(0.3, "of Adam"),
+    "temperature": Setting(1.0, "of Sinkhorn's operator: smaller is nearer to permutations"),
+}
+
+
+@matcher(
+    "sinkhorn",
+    reference="Peña et al. 2023, Sinkhorn re-basin, https://arxiv.org/abs/2212.12042",
+    settings={
+        **SINKHORN,
+        "begin": Setting("barycentre", "where to begin", ("barycentre", "weights")),
+    },
+)
+def _sinkhorn(
+    problem: Problem,
+    *,
+    steps: int = 100,
+    learning_rate: float = 0.3,
+    temperature: float = 1.0,
+    begin: str = "barycentre",
+) -> Matching:
+    """Weights alone, by gradient descent over doubly stochastic matrices."""
+    return sinkhorn_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        begin=cast(Begin, begin),
+        fixed=problem.fixed,
+        steps=steps,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        seed=problem.seed,
+    )
+
+
+@matcher(
+    "sinkhorn-loss",
+    reference="Peña et al. 2023, Sinkhorn re-basin, https://arxiv.org/abs/2212.12042",
+    needs="loss",
+    settings={
+        **SINKHORN,
+        "begin": Setting("weights", "where to begin", ("barycentre", "weights")),
+        "objective": Setting("midpoint", "where on the path the loss is lowered", ("midpoint", "random")),
+    },
+)
+def _sinkhorn_loss(
+    problem: Problem,
+    *,
+    steps: int = 100,
+    learning_rate: float = 0.3,
+    temperature: float = 1.0,
+    begin: str = "weights",
+    objective: str = "midpoint",
+) -> Matching:
+    """The loss between the networks, by gradient descent over doubly stochastic matrices."""
+    return sinkhorn_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        _loss(problem),
+        objective=cast(Objective, objective),
+        begin=cast(Begin, begin),
+        fixed=problem.fixed,
+        steps=steps,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        seed=problem.seed,
+    )
+
+
+@matcher(
+    "orthogonal",
+    reference="Theus et al. 2025, Generalized Linear Mode Connectivity, https://arxiv.org/abs/2506.22712",
+    settings={"max_rounds": Setting(20, "turns of Procrustes and weight matching")},
+)
+def _orthogonal(problem: Problem, *, max_rounds: int = 20) -> Matching:
+    """Weights alone: residual streams of RMSNorm transformers turned, everything else permuted."""
+    return orthogonal_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        fixed=problem.fixed,
+        max_rounds=max_rounds,
+        seed=problem.seed,
+    )
+
+
+def _loss(problem: Problem) -> Loss:
+    assert problem.loss is not None
+    return problem.loss

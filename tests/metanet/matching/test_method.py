@@ -1,0 +1,91 @@
+"""The registry of matching methods: what they need, their settings, and methods of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metanet import GroupElement, WeightSpec
+from metanet.matching.method import MATCHERS, Problem, Setting, find_matcher, match, matcher
+from metanet.matching.weights import Matching, matching_of
+
+SPEC = WeightSpec.parse("groups  h: 5   k: 4\nu  h 3\nw  k h\nv  2 k")
+
+
+def problem(**more: Any) -> tuple[Problem, GroupElement]:
+    """A permuted copy of a network."""
+    generator = torch.Generator().manual_seed(0)
+    b = {name: torch.randn(shape, generator=generator) for name, shape in SPEC.shapes.items()}
+    planted = GroupElement.random(SPEC, generator)
+    return Problem(SPEC, planted @ b, b, **more), planted
+
+
+@pytest.fixture
+def learned() -> Iterator[None]:
+    """A method that a network might have learned: units are paired by a score of their own weights."""
+
+    @matcher("scores", reference="a test", settings={"power": Setting(1.0, "of the scores")})
+    def scores(problem: Problem, *, power: float = 1.0) -> Matching:
+        """Units in the order of a score."""
+
+        def order(state: Any) -> dict[str, Tensor]:
+            rows = {"h": state["u"], "k": state["v"].T}
+            return {name: x.abs().pow(power).sum(1).argsort() for name, x in rows.items()}
+
+        of_a, of_b = order(problem.a), order(problem.b)
+        found = {name: of_b[name][of_a[name].argsort()] for name in of_a}
+        return matching_of(GroupElement(problem.spec, found, {}), problem.a, problem.b, how="scores")
+
+    yield
+    del MATCHERS["scores"]
+
+
+def test_a_method_of_ones_own_is_one_more(learned: None) -> None:
+    given, planted = problem()
+    found = match("scores", given, power=2)
+    assert isinstance(found, Matching)
+    assert found.element.allclose(planted)
+    assert found.after == 0.0
+    assert found.before > 1.0
+    assert find_matcher("scores").summary == "Units in the order of a score."
+    with pytest.raises(ValueError, match="did you mean 'power'"):
+        match("scores", given, powr=2.0)
+    with pytest.raises(ValueError, match="already"):
+        matcher("scores", reference="another")(lambda problem: matching_of(planted, given.a, given.b))
+
+
+@pytest.mark.parametrize("name", ["weights", "sinkhorn"])
+def test_methods_that_look_at_weights_find_what_was_planted(name: str) -> None:
+    given, planted = problem()
+    found = match(name, given)
+    assert isinstance(found, Matching)
+    assert found.element.allclose(planted)
+
+
+def test_every_method_says_what_it_is() -> None:
+    find_matcher("weights")
+    for method in MATCHERS.values():
+        assert method.summary.endswith(".")
+        assert "http" in method.reference
+        assert all(setting.doc for setting in method.settings.values())
+
+
+def test_what_is_missing_or_unknown_is_named() -> None:
+    given, _ = problem()
+    with pytest.raises(ValueError, match="did you mean 'weights'"):
+        match("weigths", given)
+    with pytest.raises(ValueError, match="needs a model and data"):
+        match("activations", given)
+    with pytest.raises(ValueError, match="expected int"):
+        match("weights", given, max_sweeps="many")
+    with pytest.raises(ValueError, match="'early', expected barycentre or weights"):
+        match("sinkhorn", given, begin="early")
+    with pytest.raises(ValueError, match="no groups"):
+        match("weights", Problem(SPEC, given.a, given.b, fixed=["q"]))
+    wide = WeightSpec.parse("groups  h: 6   k: 4\nu  h 3\nw  k h\nv  2 k")
+    with pytest.raises(ValueError, match="same widths"):
+        match("weights", Problem(SPEC, given.a, given.b, spec_a=wide))
