@@ -9,15 +9,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metanet.merging.float8 import VALUES, decode8, encode8
+
 Floats = NDArray[np.floating[Any]]
 """Working floats: float32, or float64 where an input is."""
 Bytes = NDArray[np.uint8]
 
-FLOAT_DTYPES: Mapping[str, int] = MappingProxyType({"BF16": 2, "F16": 2, "F32": 4, "F64": 8})
+FLOAT_DTYPES: Mapping[str, int] = MappingProxyType(
+    {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+)
 """Bytes of a value by the safetensors name of the dtypes that methods compute on."""
 
 OVERFLOW: Mapping[str, float] = MappingProxyType(
-    {"BF16": float.fromhex("0x1.ffp127"), "F16": 65520.0, "F32": float.fromhex("0x1.ffffffp127")}
+    {
+        "BF16": float.fromhex("0x1.ffp127"),
+        "F16": 65520.0,
+        "F32": float.fromhex("0x1.ffffffp127"),
+        # Just above the halfway point, which rounds to the even 448.
+        "F8_E4M3": float(np.nextafter(np.float32(464), np.float32(np.inf))),
+        "F8_E5M2": 61440.0,
+    }
 )
 """Magnitude from which a number rounds to infinity (ties to even); F64 takes every working float."""
 
@@ -36,8 +47,11 @@ def decode(raw: Bytes, dtype: str, out: Floats) -> None:
         dtype: a key of `FLOAT_DTYPES`.
         out: ``[n]`` float32 or float64, overwritten.
     """
-    if dtype != "BF16":
+    if dtype in _PLAIN:
         np.copyto(out, raw.view(_PLAIN[dtype]), casting="same_kind")
+        return
+    if dtype in VALUES:
+        decode8(raw, dtype, out)
         return
     single = out if out.dtype == np.float32 else np.empty(out.size, np.float32)
     bits = single.view(np.uint32)
@@ -59,7 +73,10 @@ def encode(values: Floats, dtype: str, out: Bytes) -> bool:
         whether every stored number is finite; NaN and infinities are stored as such either way.
     """
     finite = stays_finite(values, dtype)
-    if dtype != "BF16":
+    if dtype in VALUES:
+        encode8(values, dtype, out)
+        return finite
+    if dtype in _PLAIN:
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(out.view(_PLAIN[dtype]), values, casting="same_kind")
         return finite
@@ -92,6 +109,11 @@ def round_to(values: Floats, dtype: str) -> Floats:
         round_bits(bits)
         np.bitwise_and(bits, 0xFFFF0000, out=bits)
         return single.astype(values.dtype, copy=False)
+    if dtype in VALUES:
+        raw = np.empty(values.size, np.uint8)
+        encode8(values, dtype, raw)
+        decode8(raw, dtype, values)
+        return values
     return values.astype(_PLAIN[dtype]).astype(values.dtype)
 
 

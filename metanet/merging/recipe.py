@@ -37,7 +37,14 @@ TOP_KEYS = (
 SOURCE_KEYS = ("model", "layer_range", "parameters", "importance")
 SLICE_KEYS = ("sources", "base_model", "parameters")
 MODULE_KEYS = ("models", "slices", "parameters")
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+DTYPES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
 """Names of dtypes in recipes -> in safetensors files."""
 
 

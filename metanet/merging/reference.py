@@ -60,8 +60,8 @@ class ModelReference:
                 raise ValueError(f"found {dict(value)!r}, expected model and perhaps lora")
             if value.get("override_architecture") is not None:
                 raise ValueError(
-                    "'override_architecture' is a key of mergekit's that is not supported: tensors are merged "
-                    "by their names, whatever the architecture; change architectures in config.json instead"
+                    "'override_architecture' is a key of mergekit's that is not supported: tensors are "
+                    "merged by name, whatever the architecture; change architectures in config.json instead"
                 )
             lora = value.get("lora")
             return cls(Location.parse(inner), None if lora is None else Location.parse(lora))

@@ -121,7 +121,11 @@ def parser() -> argparse.ArgumentParser:
         help="how three or more are aligned: all at once, by Frank-Wolfe (the default without a base) or "
         "each to the mean of the others in turn, or one by one to the reference (the default with a base)",
     )
-    add("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of the output")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2"),
+        help="of the output",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of random masks (default 0)")
     add("--dry-run", action="store_true", help="plan, check and estimate; write nothing")
     add("--resume", action="store_true", help="go on with what an interrupted merge left")

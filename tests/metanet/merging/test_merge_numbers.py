@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 import torch
 
+import metanet.merging.methods  # noqa: F401  # registers them
 from metanet.merging import radix
-from metanet.merging.floats import Floats, decode, encode, round_to, stays_finite
+from metanet.merging.floats import FLOAT_DTYPES, Floats, decode, encode, round_to, stays_finite
 from metanet.merging.masks import draw_key, draws, keep_mask
 from metanet.merging.method import METHODS, Method, Pass, Statistics, merge_method
 from metanet.merging.radix import Cut, largest
 from metanet.merging.stretch import STRETCH, Settings, Stretch
 from metanet.merging.tensor import ArrayIO, TensorTask, merge_tensor
 
-TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+TORCH = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
@@ -32,6 +40,44 @@ def test_every_16_bit_pattern_decodes_and_encodes_as_torch_has_it(dtype: str) ->
     again = np.empty_like(decoded)
     decode(stored, dtype, again)
     np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+@pytest.mark.parametrize("working", [np.float32, np.float64])
+def test_8_bit_floats_are_those_of_torch(dtype: str, working: type[np.float32] | type[np.float64]) -> None:
+    patterns = np.arange(256, dtype=np.uint8)
+    numbers = torch.from_numpy(patterns).view(TORCH[dtype]).float().numpy()
+    decoded = np.empty(256, working)
+    decode(patterns, dtype, decoded)
+    np.testing.assert_array_equal(decoded, numbers)
+    finite = np.sort(numbers[np.isfinite(numbers)])
+    halfway = (finite[1:] + finite[:-1]) / 2
+    rng = np.random.default_rng(0)
+    # Every number, every tie, what lies just beside one, what overflows, and some of every size.
+    values = np.concatenate(
+        [
+            finite,
+            halfway,
+            np.nextafter(halfway, np.float32(np.inf)),
+            np.nextafter(halfway, np.float32(-np.inf)),
+            np.array([449, 463.9, 464, 464.1, 480, 57345, 61439, 61440, 65536, 1e30, np.inf, np.nan]),
+            rng.standard_normal(20_000) * 10.0 ** rng.integers(-9, 6, 20_000),
+            [0.0, -0.0],
+        ]
+    ).astype(np.float32)
+    values = np.concatenate([values, -values])
+    stored = np.empty(values.size, np.uint8)
+    assert not encode(values.astype(working), dtype, stored)
+    expected = torch.from_numpy(values).to(TORCH[dtype])
+    # Torch keeps 448 for all that is larger, infinity too; here it is an overflow, and NaN.
+    beyond = (np.abs(values) > 464) if dtype == "F8_E4M3" else np.zeros(values.size, bool)
+    nan = expected.isnan().numpy() | beyond
+    np.testing.assert_array_equal(stored[~nan], expected.view(torch.uint8).numpy()[~nan])
+    assert np.isnan(numbers[stored[nan]]).all()
+    safe: Floats = values[np.abs(values) < 400].astype(working)
+    assert encode(safe.copy(), dtype, np.empty(safe.size, np.uint8))
+    rounded = torch.from_numpy(safe.astype(np.float32)).to(TORCH[dtype]).float().numpy()
+    np.testing.assert_array_equal(round_to(safe.copy(), dtype), rounded.astype(working))
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
@@ -62,13 +108,17 @@ def test_rounding_is_that_of_torch(dtype: str, working: type[np.float32] | type[
         ("F32", 3.4e38, True),
         ("F32", np.nan, False),
         ("BF16", -np.inf, False),
+        ("F8_E4M3", 464.0, True),
+        ("F8_E4M3", 464.01, False),
+        ("F8_E5M2", 61439.0, True),
+        ("F8_E5M2", 61440.0, False),
     ],
 )
 def test_overflow_is_seen_where_it_happens(dtype: str, value: float, finite: bool) -> None:
     values = np.full(9, 1.0, np.float32)
     values[4] = value
     assert stays_finite(values, dtype) == finite
-    raw = np.empty(values.size * (4 if dtype == "F32" else 2), np.uint8)
+    raw = np.empty(values.size * FLOAT_DTYPES[dtype], np.uint8)
     assert encode(values.copy(), dtype, raw) == finite
     back = np.empty(9, np.float32)
     decode(raw, dtype, back)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from metanet.merging.floats import Bytes, Floats, decode, encode
+from metanet.merging.floats import FLOAT_DTYPES, Bytes, Floats, decode, encode
 from metanet.merging.stretch import STRETCH
 from metanet.merging.tensor import Mapper, NonFiniteError, Span, merge_tensor
 from metanet_zoo.errors import CheckpointError
@@ -61,7 +61,7 @@ class JobIO:
         decode(raw, found.entry.dtype, out)
         if self.cast is not None and self.cast != found.entry.dtype:
             # Rounding to a narrower dtype first is what `dtype` means in other tools.
-            narrow = _RAW.write_buffer(out.size * 8)[: out.size * self.job.entry.item_size]
+            narrow = _RAW.write_buffer(out.size * 8)[: out.size * FLOAT_DTYPES[self.cast]]
             encode(out, self.cast, narrow)
             decode(narrow, self.cast, out)
 

@@ -189,6 +189,7 @@ class JobMaker:
         if (copies and inputs[0].entry.dtype == dtype) or entry.size == 0:
             return Job(name, entry, tuple(inputs), None)
         values = inputs[: len(sources) + has_base]
+        _check_scales(values)
         wide = any(found.entry.dtype == "F64" for found in values)
         difference = None
         if self.options.compat == "mergekit" and has_base:
@@ -256,3 +257,19 @@ class JobMaker:
                 check_range(parameter, value, described.low, described.high)
                 (shared if i is None else each[i])[parameter] = value
         return Settings(shared, tuple(each))
+
+
+def _check_scales(inputs: Sequence[Input]) -> None:
+    """Refuse floats of 8 bits that are to be multiplied by scales beside them: they mean nothing alone."""
+    for found in inputs:
+        if not found.entry.dtype.startswith("F8"):
+            continue
+        stem = found.name.removesuffix(".weight")
+        places = [found.name + ending for ending in ("_scale", "_scale_inv")]
+        places += [f"{stem}.{name}" for name in ("scale", "scale_weight", "scale_inv")]
+        scales = [name for name in places if name in found.source.entries()]
+        if scales:
+            raise CheckpointError(
+                f"{found.model}: {found.name!r} is {found.entry.dtype} with scales of its own in "
+                f"{scales[0]!r}, which a merge would tear apart; write the model with its values multiplied out (dequantized)"
+            )
