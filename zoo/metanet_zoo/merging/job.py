@@ -271,5 +271,6 @@ def _check_scales(inputs: Sequence[Input]) -> None:
         if scales:
             raise CheckpointError(
                 f"{found.model}: {found.name!r} is {found.entry.dtype} with scales of its own in "
-                f"{scales[0]!r}, which a merge would tear apart; write the model with its values multiplied out (dequantized)"
+                f"{scales[0]!r}, which a merge would tear apart; write the model with its values multiplied "
+                "out (dequantized)"
             )
