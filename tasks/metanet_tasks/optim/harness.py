@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,16 @@ class Setting:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def run(task: Task, setting: Setting, folder: Path) -> dict[str, Any]:
+def run(
+    task: Task, setting: Setting, folder: Path, wrap: Callable[[Training], None] | None = None
+) -> dict[str, Any]:
     """Train one network.
+
+    Args:
+        task: of the setting.
+        setting: what to run.
+        folder: of the data.
+        wrap: changes the training before it begins, such as its optimizers.
 
     Returns:
         ``final`` (mean training loss of the last 100 steps), ``curve`` (means over 20 steps), ``accuracy`` on
@@ -61,6 +69,8 @@ def run(task: Task, setting: Setting, folder: Path) -> dict[str, Any]:
     data = task.data(folder)
     inputs, targets = data.train
     training = Training(task, setting, inputs[:2])
+    if wrap is not None:
+        wrap(training)
     losses = torch.full((setting.steps,), math.inf)
     start = time.perf_counter()
     for step in range(setting.steps):
