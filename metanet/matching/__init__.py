@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metanet.matching.soft_map import SoftMap as SoftMap
     from metanet.matching.soft_map import SoftMatching as SoftMatching
     from metanet.matching.straight_through import straight_through_matching as straight_through_matching
+    from metanet.matching.transport import transport_matching as transport_matching
     from metanet.matching.weights import Matching as Matching
     from metanet.matching.weights import match_weights as match_weights
     from metanet.matching.weights import weight_matching as weight_matching
@@ -38,6 +39,7 @@ _HOMES = {
     "match_weights": "weights",
     "sinkhorn_matching": "sinkhorn_rebasin",
     "straight_through_matching": "straight_through",
+    "transport_matching": "transport",
     "weight_matching": "weights",
 }
 

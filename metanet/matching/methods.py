@@ -11,8 +11,10 @@ from metanet.matching.activations import activation_matching
 from metanet.matching.method import Loss, Problem, Setting, matcher
 from metanet.matching.orthogonal import orthogonal_matching
 from metanet.matching.sinkhorn_rebasin import Begin, Objective, sinkhorn_matching
+from metanet.matching.soft_map import SoftMatching
 from metanet.matching.starts import Start
 from metanet.matching.straight_through import straight_through_matching
+from metanet.matching.transport import transport_matching
 from metanet.matching.weights import DEFAULT_STARTS, Matching, weight_matching
 
 
@@ -169,6 +171,27 @@ def _orthogonal(problem: Problem, *, max_rounds: int = 20) -> Matching:
         fixed=problem.fixed,
         max_rounds=max_rounds,
         seed=problem.seed,
+    )
+
+
+@matcher(
+    "transport",
+    reference="Singh and Jaggi 2020, Model Fusion via Optimal Transport, https://arxiv.org/abs/1910.05653",
+    returns="soft map",
+    widths=True,
+    settings={
+        "regularization": Setting(0.0, "entropy of couplings, by the mean cost; 0 solves exactly"),
+    },
+)
+def _transport(problem: Problem, *, regularization: float = 0.0) -> SoftMatching:
+    """Weights alone, by optimal transport layer by layer: onto other widths too."""
+    return transport_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        spec_a=problem.spec_a,
+        fixed=problem.fixed,
+        regularization=regularization,
     )
 
 

@@ -12,7 +12,9 @@ from metanet_tasks.barrier_command import numbers
 from metanet_tasks.merge_command import load_plugin, size
 
 if TYPE_CHECKING:
+    from metanet_zoo.matching.data import DataOptions
     from metanet_zoo.matching.run import MatchReport
+    from metanet_zoo.matching.soft import SoftReport
 
 EXAMPLES = """\
 examples:
@@ -26,6 +28,8 @@ examples:
       units are paired by how they answer to 1000 training images
   metanet match a.pt b.pt --method sinkhorn-loss --activation relu --data mnist --set steps=200
       permutations learned from the loss half-way between two MLPs
+  metanet match wide.pt narrow.pt --method transport --activation relu -o as-wide.safetensors
+      the narrower network in the shapes of the wider one; then merge wide.pt as-wide.safetensors
   metanet match a.safetensors b.safetensors c.safetensors --activation relu -o common --out-element elements
       three models in a common order of units, one file each in two folders; then merge common/*.safetensors
 
@@ -33,6 +37,7 @@ methods (--methods says more of each):
   by weights alone       weights, sinkhorn, orthogonal
   by activations         activations (--data or --text)
   by a loss              straight-through, sinkhorn-loss (--data or --text)
+  by a soft map          transport: onto other widths too; the result computes another function
 
 The aligned model of a pair is proven to compute the same function before it is written, where it can be run
 (Hugging Face configurations, plain sequential networks); otherwise the report says why not.
@@ -51,7 +56,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("name two models: the one that stays, and the one to be aligned to it")
     if options.more:
         return match_many(options)
+    from metanet.matching.method import find_matcher
     from metanet_tasks.objects import network_of
+    from metanet_zoo.matching.align import MIN_GAIN
     from metanet_zoo.matching.data import DataOptions
     from metanet_zoo.matching.run import match_checkpoints
 
@@ -66,6 +73,8 @@ def main(arguments: Sequence[str]) -> int:
         options.context,
     )
 
+    if find_matcher(options.method).returns == "soft map":
+        return match_by_map(options, data)
     meter = Meter(quiet=options.json or options.quiet or not sys.stderr.isatty())
     report = match_checkpoints(
         options.reference,
@@ -79,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         activation=options.activation,
         fixed=options.fix,
         free=options.free,
-        min_gain=options.min_gain,
+        min_gain=MIN_GAIN if options.min_gain is None else options.min_gain,
         max_memory=options.max_memory,
         max_shard_size=options.max_shard_size,
         prove_it=not options.no_proof,
@@ -137,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--out-element",
         metavar="FILE",
-        help="write the group element (.safetensors; of several models a folder)",
+        help="write the group element, or soft map (.safetensors; of several models a folder)",
     )
     add("-o", "--out", metavar="OUT", help="write the aligned model: a folder, or a file (.safetensors)")
     add(
@@ -149,7 +158,12 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="most images (default 1000), or windows of text (default 16)")
     add("--mean", type=numbers, default=(0.0,), metavar="M,…", help="subtracted from values in 0…1")
     add("--deviation", type=numbers, default=(1.0,), metavar="S,…", help="what they are divided by")
-    add("--context", type=int, default=256, metavar="N", help="tokens per window of text (default 256)")
+    add(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens per window of text (default 256, or the model's most)",
+    )
     add("--spec", type=Path, metavar="FILE", help="take the spec from this file")
     add("--activation", metavar="NAME", help="of a plain sequential checkpoint: relu, tanh, sine:30, …")
     add(
@@ -169,7 +183,6 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--min-gain",
         type=float,
-        default=0.01,
         metavar="F",
         help="keep the identity unless the squared distance, or what else the method measures, falls by more "
         "than this fraction (default 0.01)",
@@ -196,6 +209,62 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print the report as JSON")
     add("--quiet", action="store_true", help="print errors only")
     return result
+
+
+def match_by_map(options: argparse.Namespace, data: DataOptions) -> int:
+    """Match two models by a soft map; what only an element can have is refused."""
+    from metanet_zoo.matching.soft import match_softly
+
+    for name, default in (
+        ("free", []),
+        ("min_gain", None),
+        ("no_proof", False),
+        ("max_shard_size", 5 * 10**9),
+    ):
+        if getattr(options, name) != default:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for methods that find a group element, which "
+                f"{options.method} does not; leave it out"
+            )
+    report = match_softly(
+        options.reference,
+        options.model,
+        method=options.method,
+        settings=settings_of(options),
+        data=data,
+        map_file=options.out_element,
+        out=options.out,
+        spec_file=options.spec,
+        activation=options.activation,
+        fixed=options.fix,
+        max_memory=options.max_memory,
+        overwrite=options.overwrite,
+        trust_remote_code=options.trust_remote_code,
+        seed=options.seed,
+    )
+    if options.json:
+        import json
+
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    elif not options.quiet:
+        show_map(report)
+    return 0
+
+
+def show_map(report: SoftReport) -> None:
+    """Print the report of a soft map."""
+    print(f"{report.model} taken to {report.reference} by {report.method}: {report.origin}")
+    for name, cost in list(report.costs.items())[:20]:
+        before, after = report.widths.get(name, (0, 0))
+        width = f", {before} units onto {after}" if before != after else ""
+        print(f"  {name:<24} {report.measure} {cost:.4g}, {report.mixed[name]:.1%} mixed{width}")
+    if len(report.costs) > 20:
+        print(f"  … and {len(report.costs) - 20} groups more (--json lists all)")
+    for note in report.notes:
+        print(f"note: {note}")
+    for path in (report.map_file, report.out):
+        if path is not None:
+            print(f"wrote {path}")
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:

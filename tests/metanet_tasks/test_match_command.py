@@ -12,10 +12,11 @@ from torch import nn
 
 from metanet import GroupElement, spec_of
 from metanet_tasks.cli import main
-from metanet_zoo import open_checkpoint, open_images, save_checkpoint
+from metanet_zoo import CheckpointError, open_checkpoint, open_images, save_checkpoint
 from metanet_zoo.matching.data import DataOptions
 from metanet_zoo.matching.element_file import load_element
 from metanet_zoo.matching.run import match_checkpoints
+from metanet_zoo.matching.soft_map_file import load_soft_map
 
 PLUGIN = """
 from metanet.group import GroupElement
@@ -36,7 +37,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, GroupEleme
     torch.manual_seed(0)
     images = open_images("digits")
     assert images.labels is not None
-    x = images.images.float().flatten(1) / 255
+    x = images.images.flatten(1)
     model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(30):
@@ -152,10 +153,53 @@ def test_a_convolutional_network_is_run_only_if_it_is_at_hand(
     assert "strides, padding and pooling" in capsys.readouterr().err
 
 
+def narrow_and_wide(folder: Path) -> tuple[str, str]:
+    """An MLP, and one of which every hidden unit has a twin, in another order."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    order = torch.randperm(10)
+    wide = {name: tensor.repeat_interleave(2, 0)[order] for name, tensor in state.items() if name[0] == "0"}
+    wide |= {"2.weight": state["2.weight"].repeat_interleave(2, 1)[:, order] / 2, "2.bias": state["2.bias"]}
+    save_checkpoint(folder / "narrow.safetensors", state)
+    save_checkpoint(folder / "wide.safetensors", wide)
+    return str(folder / "wide.safetensors"), str(folder / "narrow.safetensors")
+
+
+def test_transport_writes_a_soft_map_and_a_model_of_other_widths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide, narrow = narrow_and_wide(tmp_path)
+    file, out = str(tmp_path / "map.safetensors"), str(tmp_path / "out.safetensors")
+    options = ["--method", "transport", "--activation", "relu"]
+    assert main(["match", wide, narrow, *options, "--out-element", file, "--out", out, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["widths"] == {"layer0": [5, 10]}
+    assert report["costs"]["layer0"] == pytest.approx(0.0, abs=1e-9)
+    assert report["element"] is False
+    assert any("another function" in note for note in report["notes"])
+    expected, moved = open_checkpoint(wide), open_checkpoint(out)
+    assert all(torch.allclose(expected[name], moved[name], atol=1e-6) for name in expected)
+    soft, facts = load_soft_map(file)
+    again = soft @ open_checkpoint(narrow)
+    assert all(torch.equal(again[name], moved[name]) for name in moved)
+    assert facts["method"] == "transport"
+    with pytest.raises(CheckpointError, match="does not keep the function"):
+        load_element(file)
+    with pytest.raises(CheckpointError, match="expected a soft map"):
+        load_soft_map(out)
+    assert main(["match", wide, narrow, *options, "--out", out]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["match", wide, narrow, *options, "--min-gain", "0.1"]) == 2
+    assert "--min-gain" in capsys.readouterr().err
+    assert main(["match", wide, narrow, *options, "--out", out, "--overwrite"]) == 0
+    assert "5 units onto 10" in capsys.readouterr().out
+
+
 def test_the_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["match", "--methods"]) == 0
     shown = capsys.readouterr().out
-    for name in ("weights", "activations", "straight-through", "sinkhorn", "sinkhorn-loss", "orthogonal"):
+    for name in ("weights", "activations", "straight-through", "sinkhorn", "sinkhorn-loss", "transport"):
         assert f"{name}: " in shown
     assert "learning_rate" in shown
     with pytest.raises(SystemExit):

@@ -65,6 +65,11 @@ def load_element(path: str | os.PathLike[str]) -> tuple[GroupElement, dict[str, 
     """
     checkpoint = open_checkpoint(path)
     metadata = checkpoint.metadata
+    if metadata.get("format") == "metanet.soft_map":
+        raise CheckpointError(
+            f"{path}: a soft map, which does not keep the function; expected a group element. What the map "
+            "makes is written by metanet match --method transport --out, and merged as it is"
+        )
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         raise CheckpointError(
             f"{path}: found format {metadata.get('format')!r}, version {metadata.get('version')!r}; expected "
