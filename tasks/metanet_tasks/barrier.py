@@ -83,7 +83,7 @@ def measure_barrier(
     limit: int | None = None,
     mean: Sequence[float] = (0.0,),
     deviation: Sequence[float] = (1.0,),
-    context: int = 256,
+    context: int | None = None,
     points: int = 25,
     align: bool = True,
     corrections: Sequence[Correction] = (),
@@ -104,7 +104,7 @@ def measure_barrier(
         limit: most images, or windows of text.
         mean: subtracted from pixel values in 0…1.
         deviation: what they are divided by.
-        context: tokens per window of text.
+        context: tokens per window of text; None takes 256, or the most that the model takes.
         points: number of points on the path.
         align: measure the path to the aligned b too.
         corrections: of activations' statistics, each measured along the aligned path.

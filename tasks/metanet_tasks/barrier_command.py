@@ -108,7 +108,12 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="most images, or windows of text (default all; 16 windows)")
     add("--mean", type=numbers, default=(0.0,), metavar="M,…", help="subtracted from values in 0…1")
     add("--deviation", type=numbers, default=(1.0,), metavar="S,…", help="what they are divided by")
-    add("--context", type=int, default=256, metavar="N", help="tokens per window of text (default 256)")
+    add(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens per window of text (default 256, or the model's most)",
+    )
     add("--points", type=int, default=25, metavar="N", help="on the path (default 25)")
     add("--no-align", action="store_true", help="measure the naive path only")
     add(

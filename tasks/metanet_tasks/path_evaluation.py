@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metanet.matching.activations import load_state
 from metanet.merging.data_free import rescale_without_data
 from metanet.merging.repair import repair, reset_batch_norm
 from metanet_zoo.network_data import labelled_images, logits_of, text_windows
@@ -50,7 +51,7 @@ class ImageEvaluation:
 
     def measure(self, state: State) -> dict[str, float]:
         """Return ``loss`` and ``accuracy``."""
-        self.model.load_state_dict(dict(state))
+        load_known(self.model, state)
         self.model.eval()
         with torch.no_grad():
             logits = torch.cat([logits_of(self.model(part)) for part in self.x.split(self.batch_size)])
@@ -103,6 +104,16 @@ def image_evaluation(
     return ImageEvaluation(model, x, y, calibration)
 
 
+def load_known(model: nn.Module, state: State) -> None:
+    """Load what a network has of a state dict.
+
+    Raises:
+        ValueError: entries of the network that are missing.
+    """
+    own = model.state_dict()
+    load_state(model, {name: tensor for name, tensor in state.items() if name in own})
+
+
 @dataclass
 class TextEvaluation:
     """Loss and perplexity of a causal language model on a text.
@@ -117,7 +128,7 @@ class TextEvaluation:
 
     def measure(self, state: State) -> dict[str, float]:
         """Return ``loss`` in nats per token and ``perplexity``."""
-        self.model.load_state_dict(dict(state), strict=False)
+        load_known(self.model, state)
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
@@ -130,7 +141,7 @@ class TextEvaluation:
 
 
 def text_evaluation(
-    folder: Path, model: nn.Module, text: Path, *, context: int, limit: int
+    folder: Path, model: nn.Module, text: Path, *, context: int | None, limit: int
 ) -> TextEvaluation:
     """Prepare a text for a causal language model.
 
@@ -138,10 +149,17 @@ def text_evaluation(
         folder: with the model's tokenizer.
         model: of ``transformers``.
         text: the file.
-        context: tokens per window.
+        context: tokens per window; None takes 256, or the most that the model takes.
         limit: most windows.
 
     Raises:
-        ValueError: no tokenizer, or a text shorter than one window.
+        ValueError: no causal language model, or what `metanet_zoo.network_data.text_windows` refuses.
     """
+    generates: Any = getattr(model, "can_generate", None)
+    config = getattr(model, "config", None)
+    if generates is None or not generates() or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(model).__name__} in {folder} is no causal language model, which --text needs: its logits "
+            "do not predict the next token"
+        )
     return TextEvaluation(model, text_windows(folder, text, context=context, limit=limit))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from metanet_zoo.huggingface_model import read_config, setting
 from metanet_zoo.images import open_images
 
 
@@ -58,23 +59,38 @@ def labelled_images(
     return x, images.labels
 
 
-def text_windows(folder: Path, text: Path, *, context: int, limit: int) -> Tensor:
+POSITIONS = ("max_position_embeddings", "n_positions", "text_config.max_position_embeddings")
+"""Settings that tell the longest text a model takes."""
+
+
+def text_windows(folder: Path, text: Path, *, context: int | None, limit: int) -> Tensor:
     """Cut a text into windows of tokens, by the tokenizer in a folder.
 
     Args:
-        folder: with the model's tokenizer.
+        folder: with the model's configuration and tokenizer.
         text: the file.
-        context: tokens per window.
+        context: tokens per window; None takes 256, or the most that the model takes.
         limit: most windows.
 
     Returns:
         ``[windows, context]`` ids.
 
     Raises:
-        ValueError: no tokenizer, or a text shorter than one window.
+        ValueError: no tokenizer or another model's, windows longer than the model takes, or a text shorter
+            than one.
     """
     from transformers import AutoTokenizer
 
+    config = read_config(folder)
+    longest = setting(config, *POSITIONS)
+    longest = longest if isinstance(longest, int) else None
+    if context is None:
+        context = min(256, longest or 256)
+    if context < 2 or (longest is not None and context > longest):
+        raise ValueError(
+            f"found windows of {context} tokens (--context), expected 2 or more"
+            + (f" and at most the {longest} that the model in {folder} takes" if longest else "")
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
@@ -83,6 +99,12 @@ def text_windows(folder: Path, text: Path, *, context: int, limit: int) -> Tenso
     windows = min(len(ids) // context, limit)
     if windows == 0:
         raise ValueError(f"{text} has {len(ids)} tokens, expected at least one window of {context}")
+    known = setting(config, "vocab_size", "text_config.vocab_size")
+    if isinstance(known, int) and int(ids.max()) >= known:
+        raise ValueError(
+            f"the tokenizer in {folder} makes token {int(ids.max())} of {text}, but the model has {known} "
+            "tokens: tokenizer and weights do not belong together"
+        )
     return ids[: windows * context].reshape(windows, context)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet.spec import WeightSpec
+from metanet_zoo.checkpoint import open_checkpoint
 from metanet_zoo.spec_source import SpecSource, find_spec
 
 HINT = "name the network with --network package.module:factory"
@@ -80,7 +81,8 @@ def runnable_network(
             )
         pixels = built.inputs.get("pixel_values")
         example = pixels if isinstance(pixels, torch.Tensor) else None
-        return Runnable(built.model, example, found, Path(checkpoint))
+        # In float32 whatever the configuration says: a loss in bfloat16 is known to two digits.
+        return Runnable(built.model.float(), example, found, open_checkpoint(checkpoint).files[0].parent)
     raise ValueError(f"{checkpoint} has a spec file, which does not say how to run it; {HINT}")
 
 

@@ -30,7 +30,7 @@ class DataOptions:
         limit: most images (default 1000) or windows of text (default 16).
         mean: subtracted from pixel values in 0…1.
         deviation: what they are divided by.
-        context: tokens per window of text.
+        context: tokens per window of text; None takes 256, or the most that the model takes.
     """
 
     images: str | None = None
@@ -40,7 +40,7 @@ class DataOptions:
     limit: int | None = None
     mean: Sequence[float] = (0.0,)
     deviation: Sequence[float] = (1.0,)
-    context: int = 256
+    context: int | None = None
 
 
 def prepare_data(
