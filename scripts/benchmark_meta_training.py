@@ -129,8 +129,8 @@ class Race:
         parameters = self.task.initialize(particles, generator)
         self.networks = {n: p.clone() for n, p in zip(self.task.entries, parameters, strict=True)}
         self.states = {n: p.new_zeros(len(p), 4, *p.shape[1:]) for n, p in self.networks.items()}
-        states = [self.rule.state(p.shape, p) for p in parameters]
-        self.group = Group(self.task, HORIZON, 0, parameters, states, PersistentES(1, 1, 1.0, generator))
+        self.group = Group(self.task, HORIZON, 0, [], [], PersistentES(1, 1, 1.0, generator))
+        self.group.lay(parameters, self.rule)
         self.step = 0
 
     def indices(self, step: int) -> Tensor:

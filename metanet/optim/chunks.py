@@ -6,15 +6,21 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-CHUNK = 1 << 14
+CHUNK = 1 << 15
 """Numbers of one bucket that are handled at once."""
 
 
-def chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield contiguous parts of ``[K, n]`` of `CHUNK` numbers: some whole rows, or a part of one."""
+def chunks(flat: Tensor, row: int = 1, size: int = CHUNK) -> Iterator[tuple[slice, slice]]:
+    """Yield contiguous parts of ``[K, n]`` of about ``size`` numbers: some whole tensors, or a part of one.
+
+    Args:
+        flat: the numbers.
+        row: what is shorter than a tensor is a multiple of this: the columns of a matrix.
+        size: numbers of a part.
+    """
     count, length = flat.shape
-    height = max(CHUNK // max(length, 1), 1)
-    width = max(min(length, CHUNK), 1)
+    height = max(size // max(length, 1), 1)
+    width = max(length, 1) if length <= size else max(size // row, 1) * row
     for top in range(0, count, height):
         for start in range(0, length, width):
             yield slice(top, min(top + height, count)), slice(start, min(start + width, length))

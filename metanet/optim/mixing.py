@@ -81,24 +81,29 @@ class UnitMeans:
     """Means of the hidden units over rows, columns and the tensor, and the linear maps that follow them."""
 
     def __init__(self, item: Item, hidden: int, links: Links | None) -> None:
-        self.shape = item.values.shape
+        values, self.shape = item.values, item.values.shape
         self.sides = sides_of(len(self.shape) - 1)
         self.linked = links is not None and links.knows(item.entry)
-        self.total = item.values.new_zeros((len(item.values), hidden))
-        self.rows: list[Tensor] = []
-        self.columns = item.values.new_zeros((len(item.values), hidden, self.shape[-1]))
-        self.sent: list[Tensor] = []
-
-    def add(self, units: Tensor, part: slice, metas: Metas) -> None:
-        """Take in the ``[K, hidden, width]`` units of a chunk of whole rows, or of a vector."""
+        count, first = self.shape[0], self.shape[1]
         if len(self.shape) == 2:
-            self.total += units.sum(2)
+            self.total = values.new_zeros((count, hidden))
+            self.sent = values.new_empty((count, first if self.linked else 0))
+        else:
+            self.rows = values.new_empty((count, hidden, first))
+            self.columns = values.new_zeros((count, hidden, self.shape[2]))
+
+    def add(self, units: Tensor, at: tuple[slice, slice], metas: Metas) -> None:
+        """Take in the ``[k, hidden, width]`` units of some tensors, in whole rows of matrices."""
+        some, part = at
+        if len(self.shape) == 2:
+            self.total[some].add_(units.sum(2))
             if self.linked:
-                self.sent.append((metas["send_vector"][:, None] @ units)[:, 0])
+                self.sent[some, part] = (_of(metas["send_vector"], some)[:, None] @ units)[:, 0]
             return
         grid = units.unflatten(2, (-1, self.shape[2]))
-        self.rows.append(grid.mean(3))
-        self.columns += grid.sum(2)
+        inside = slice(part.start // self.shape[2], part.stop // self.shape[2])
+        torch.mean(grid, 3, out=self.rows[some, :, inside])
+        self.columns[some].add_(grid.sum(2))
 
     def finish(self, metas: Metas) -> tuple[dict[Side, Tensor], dict[Side, Tensor]]:
         """Return the mixed terms and the messages of every side."""
@@ -108,29 +113,28 @@ class UnitMeans:
 
         if len(self.shape) == 2:
             mean = (metas["tensor"] * self.total).sum(1, keepdim=True) / self.shape[1]
-            messages: dict[Side, Tensor] = {"vector": torch.cat(self.sent, 1)} if self.linked else {}
+            messages: dict[Side, Tensor] = {"vector": self.sent} if self.linked else {}
             return {"vector": mean.expand(self.shape)}, messages
-        rows, columns = torch.cat(self.rows, 2), self.columns / self.shape[1]
+        columns = self.columns / self.shape[1]
         terms: dict[Side, Tensor] = {
-            "row": through("row", rows) + (metas["tensor"] * rows.mean(2)).sum(1, keepdim=True),
+            "row": through("row", self.rows) + (metas["tensor"] * self.rows.mean(2)).sum(1, keepdim=True),
             "column": through("column", columns),
         }
         if not self.linked:
             return terms, {}
-        return terms, {"row": through("send_row", rows), "column": through("send_column", columns)}
+        return terms, {"row": through("send_row", self.rows), "column": through("send_column", columns)}
 
 
-def chunk_width(values: Tensor) -> int:
-    """Return the number of values of one tensor that a chunk has: whole rows of matrices."""
-    width = max(CHUNK // len(values), 1)
-    if values.ndim == 3:
-        width = max(width // values.shape[2], 1) * values.shape[2]
-    return min(width, values[0].numel())
+def _of(meta: Tensor, some: slice) -> Tensor:
+    """Return the meta-parameters of some of the tensors."""
+    return meta if len(meta) == 1 else meta[some]
 
 
 def whole_rows(values: Tensor) -> Iterator[slice]:
-    """Yield the chunks of the flattened values of a bucket."""
-    width, count = chunk_width(values), values[0].numel()
+    """Yield the chunks of the flattened values of a bucket: whole rows of matrices."""
+    width, count = max(CHUNK // len(values), 1), values[0].numel()
+    if values.ndim == 3:
+        width = max(width // values.shape[2], 1) * values.shape[2]
     for start in range(0, count, width):
         yield slice(start, min(start + width, count))
 

@@ -26,8 +26,9 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from metanet.optim.chunks import chunks
 from metanet.optim.links import Links
-from metanet.optim.mixing import Passed, UnitMeans, chunk_width, exchange, mixing_metas, rms, whole_rows
+from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
 from metanet.optim.rule import Item, Meta, Metas
 from metanet.optim.structured import METAS, StructuredRule
 
@@ -64,36 +65,42 @@ class PerParameterRule(StructuredRule):
         self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
     ) -> list[Tensor]:
         """Return D + rms(D) f for every bucket."""
-        passed = [self._pass(metas, item, progress, links) for item in items]
+        bases = self.bases(metas, items, progress)
+        passed = [
+            self._pass(metas, item, base, progress, links) for item, base in zip(items, bases, strict=True)
+        ]
         if links is not None and self.mixing:
             exchange(metas, items, passed, links)
         return [result.finish() for result in passed]
 
-    def _pass(self, metas: Metas, item: Item, progress: float, links: Links | None) -> Passed:
+    def _pass(
+        self, metas: Metas, item: Item, base: tuple[Tensor, Tensor], progress: float, links: Links | None
+    ) -> Passed:
         """Run the network over a bucket, a chunk at a time; no map of its hidden units is ever whole."""
-        moved, adam = self.base(metas, item, progress)
-        features = [item.gradients, *item.state["momenta"], adam, moved, item.values]
-        flat = [feature.flatten(1) for feature in features]
+        moved, adam = base
         if moved.device != metas["first"].device:
             metas = {name: meta.to(moved.device) for name, meta in metas.items()}
+        count = len(moved)
+        flat = [f.flatten(1) for f in (item.gradients, *item.state["momenta"], adam, moved, item.values)]
         sizes = torch.stack([rms(feature) for feature in flat], 1)
         weight = metas["first"].unflatten(1, (self.hidden, FEATURES))
         weight = weight / (sizes + sizes.new_tensor(FLOORS))[:, None]
         times = metas["first"].new_tensor([progress - 0.5, 4 * (progress - 0.5) ** 2])
         bias = metas["first_bias"] + metas["first_time"].unflatten(1, (self.hidden, TIMES)) @ times
-        weight = torch.cat([weight, bias[..., None].expand(len(weight), -1, -1)], 2).expand(
-            len(moved), -1, -1
-        )
+        weight = torch.cat([weight, bias[..., None].expand(count, -1, -1)], 2)
         own = metas["own"][:, None] * sizes[:, 5, None, None]
         sums = UnitMeans(item, self.hidden, links) if self.mixing else None
-        ones = moved.new_ones(1).expand(len(moved), chunk_width(item.values))
-        for part in whole_rows(item.values):
-            width = part.stop - part.start
-            stacked = torch.stack([*(feature[:, part] for feature in flat), ones[:, :width]], 1)
-            units = torch.bmm(weight, stacked).clamp_(-1, 1)
-            flat[5][:, part] += (own @ units)[:, 0]
+        for some, part in chunks(flat[5], item.values.shape[-1]):
+            height, width = some.stop - some.start, part.stop - part.start
+            inputs = self.buffers.take("inputs", (height, FEATURES + 1, width), moved)
+            ones = moved.new_ones(1).expand(height, width)
+            torch.stack([*(feature[some, part] for feature in flat), ones], 1, out=inputs)
+            units = self.buffers.take("units", (height, self.hidden, width), moved)
+            torch.bmm(weight[some], inputs, out=units).clamp_(-1, 1)
+            change = self.buffers.take("change", (height, 1, width), moved)
+            flat[5][some, part].add_(torch.bmm(own[some], units, out=change)[:, 0])
             if sums is not None:
-                sums.add(units, part, metas)
+                sums.add(units, (some, part), metas)
         result = Passed(moved, sizes[:, 5])
         if sums is not None:
             result.terms, result.messages = sums.finish(metas)

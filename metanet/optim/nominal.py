@@ -88,7 +88,7 @@ class DeepSetsRule(UpdateRule):
             units = hidden_units(metas, inputs, 3)
             flat[:, part] += beta * linear(metas, units, 3)[:, 0]
             if sums is not None:
-                sums.add(units, part, metas)
+                sums.add(units, (slice(0, len(units)), part), metas)
         result = Passed(moved, beta[:, 0].expand(len(moved)))
         if sums is not None:
             result.terms, result.messages = sums.finish(metas)

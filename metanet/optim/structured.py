@@ -24,12 +24,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from math import cos, exp, log, pi
 
 import torch
 from torch import Tensor
 
-from metanet.optim.chunks import chunks
+from metanet.optim.buffers import Buffers, laid, together
+from metanet.optim.chunks import CHUNK, chunks
 from metanet.optim.links import Links
 from metanet.optim.newton_schulz import orthogonalize
 from metanet.optim.rule import ROLES, Factor, Item, Meta, Metas, UpdateRule, add_scaled, factor
@@ -55,11 +57,20 @@ METAS: Mapping[str, Meta] = {
 """Meta-learned tensors by name, in the order in which they stand in a flat vector."""
 
 
+def _is_turned(item: Item) -> bool:
+    return item.values.ndim == 3 and item.role != "embedding"
+
+
 class StructuredRule(UpdateRule):
     """See the module's docstring."""
 
     name = "structured"
     metas = METAS
+
+    @cached_property
+    def buffers(self) -> Buffers:
+        """Memory that is kept between steps."""
+        return Buffers()
 
     def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
         """Return momenta ``[3, *shape]`` and the second moment ``[1, *shape]``."""
@@ -81,24 +92,52 @@ class StructuredRule(UpdateRule):
         self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
     ) -> list[Tensor]:
         """Return o O + s A + λ W for matrices between units, A for vectors and embeddings."""
-        return [self.base(metas, item, progress)[0] for item in items]
+        return [moved for moved, _ in self.bases(metas, items, progress)]
+
+    def bases(self, metas: Metas, items: Sequence[Item], progress: float) -> list[tuple[Tensor, Tensor]]:
+        """Return the direction of every bucket, and the Adam direction beside it (the same one for vectors).
+
+        Tensors that lie side by side, as those of particles do, go through the pointwise part at once.
+        """
+        whole = self._together(items)
+        if whole is None:
+            return [self.base(metas, item, progress) for item in items]
+        adam, mixed = (
+            self.buffers.take(name, whole.values.shape, whole.values) for name in ("adam", "mixed")
+        )
+        self._accumulate(metas, whole, progress, adam, mixed)
+        values = [item.values for item in items]
+        return [
+            (self._turned(metas, item, mix, own), own) if _is_turned(item) else (own, own)
+            for item, own, mix in zip(items, laid(adam, values), laid(mixed, values), strict=True)
+        ]
 
     def base(self, metas: Metas, item: Item, progress: float) -> tuple[Tensor, Tensor]:
         """Return the direction of one bucket, and the Adam direction beside it (the same one for vectors)."""
-        values, role = item.values, item.role
-        matrix = values.ndim == 3 and role != "embedding"
-        adam = torch.empty_like(values, memory_format=torch.contiguous_format)
-        mixed = torch.empty_like(adam) if matrix else None
+        adam = torch.empty_like(item.values, memory_format=torch.contiguous_format)
+        mixed = torch.empty_like(adam) if _is_turned(item) else None
         self._accumulate(metas, item, progress, adam, mixed)
-        if mixed is None:
-            return adam, adam
+        return adam if mixed is None else self._turned(metas, item, mixed, adam), adam
+
+    def _together(self, items: Sequence[Item]) -> Item | None:
+        """Return all buckets as one ``[K, n]`` if they lie side by side; what is between them is zero."""
+        gradients = together([item.gradients for item in items])
+        second = together([item.state["second"] for item in items], 2)
+        momenta = together([item.state["momenta"] for item in items], 2)
+        if gradients is None or second is None or momenta is None:
+            return None
+        state = {"momenta": momenta, "second": second}
+        return Item("vector", gradients, gradients, state, items[0].count)
+
+    def _turned(self, metas: Metas, item: Item, mixed: Tensor, adam: Tensor) -> Tensor:
+        """Return o O + s A + λ W of a matrix, in the memory of its mixture."""
 
         def size(name: str, at: int) -> Factor:
             return factor(metas[name][:, at], 3)
 
-        place = ROLES.index(role)
+        values, place = item.values, ROLES.index(item.role)
         rows, columns = values.shape[1:]
-        turned = orthogonalize(mixed)
+        turned = orthogonalize(mixed, buffers=self.buffers)
         scale = factor(metas["log_orthogonal"][:, place].exp() * max(1.0, rows / columns) ** 0.5, 3)
         power = size("row_power", 0)
         if isinstance(power, Tensor) or power:
@@ -107,7 +146,7 @@ class StructuredRule(UpdateRule):
             scale = scale * (squares.mean(-2, keepdim=True) / squares).pow_(power * 0.5)
         moved = torch.mul(turned, scale, out=mixed)
         add_scaled(moved, adam, size("adam", place))
-        return add_scaled(moved, values, size("decay", 0)), adam
+        return add_scaled(moved, values, size("decay", 0))
 
     def _accumulate(
         self, metas: Metas, item: Item, progress: float, adam: Tensor, mixed: Tensor | None
@@ -125,7 +164,7 @@ class StructuredRule(UpdateRule):
         if mixed is not None:
             outputs.append((mixed.flatten(1), weights("momentum")))
         spread = (1 - SECOND_BETA**item.count) ** -0.5
-        for part in chunks(gradients):
+        for part in chunks(gradients, size=2 * CHUNK):
             gradient = gradients[part]
             carried = [momentum[part] for momentum in momenta]
             for beta, momentum in zip(BETAS, carried, strict=True):

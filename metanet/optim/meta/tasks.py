@@ -7,25 +7,29 @@ per particle.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import sqrt
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from metanet.optim.buffers import Buffers, laid, padded
 from metanet.optim.links import Links
 from metanet.spec import WeightSpec
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "tanh": torch.tanh_,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-}
-
 _aten = torch.ops.aten
+Forward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+ACTIVATIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], Forward | None]] = {
+    "relu": (torch.relu_, None),
+    "tanh": (torch.tanh_, None),
+    "gelu": (functional.gelu, lambda before, after: _aten.gelu.out(before, out=after)),
+    "silu": (functional.silu, lambda before, after: _aten.silu.out(before, out=after)),
+}
+"""Activations, and how to write their values beside those before them where the gradient needs both."""
+
 BACKWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "relu": lambda upper, _, after: _aten.threshold_backward.grad_input(upper, after, 0, grad_input=upper),
     "tanh": lambda upper, _, after: _aten.tanh_backward.grad_input(upper, after, grad_input=upper),
@@ -33,6 +37,9 @@ BACKWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "silu": lambda upper, before, _: _aten.silu_backward.grad_input(upper, before, grad_input=upper),
 }
 """(gradient above, values before, values after) -> gradient below, in place, of every activation."""
+
+CACHED = 1 << 20
+"""Numbers that networks which are differentiated at once may hold: what stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class MLPTask:
     activation: str = "relu"
     batch_size: int = 128
     scale: float = 1.0
+    buffers: Buffers = field(default_factory=Buffers, init=False, repr=False, compare=False)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -115,7 +123,7 @@ class MLPTask:
     def losses(self, parameters: Sequence[Tensor], indices: Tensor) -> Tensor:
         """Return the ``[N]`` mean cross-entropies of N networks on the examples ``[N, B]``."""
         hidden, labels = self.data.batch(indices)
-        activation = ACTIVATIONS[self.activation]
+        activation, _ = ACTIVATIONS[self.activation]
         layers = len(self.widths) - 1
         for i in range(layers):
             weight, bias = parameters[2 * i] * self.scale, parameters[2 * i + 1] * self.scale
@@ -126,24 +134,63 @@ class MLPTask:
         return losses.view(indices.shape).mean(1)
 
     def gradients(self, parameters: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return ``[N]`` losses and the gradients of all networks, by backpropagation written out."""
-        inputs, labels = self.data.batch(indices)
-        activation, backward = ACTIVATIONS[self.activation], BACKWARD[self.activation]
-        scaled = [parameter * self.scale for parameter in parameters] if self.scale != 1 else parameters
+        """Return ``[N]`` losses and the gradients of all networks, by backpropagation written out.
+
+        The gradients are views of one buffer, which the next call overwrites.
+        """
+        count, batch = indices.shape
+        found = laid(self.buffers.take("gradients", (count, padded(parameters)), parameters[0]), parameters)
+        losses = parameters[0].new_empty(count)
+        width = max(CACHED // (batch * (self.widths[0] + 2 * sum(self.widths[1:]))), 1)
+        for start in range(0, count, width):
+            part = slice(start, start + width)
+            self._backpropagate(
+                [parameter[part] for parameter in parameters],
+                indices[part],
+                losses[part],
+                [gradient[part] for gradient in found],
+            )
+        return losses, found
+
+    def _backpropagate(
+        self, parameters: Sequence[Tensor], indices: Tensor, losses: Tensor, found: Sequence[Tensor]
+    ) -> None:
+        """Write the losses and gradients of some networks; units stand before examples."""
+        count, batch = indices.shape
+
+        def take(name: str, *shape: int) -> Tensor:
+            return self.buffers.take(name, (count, *shape), parameters[0])
+
+        inputs = take("inputs", batch, self.widths[0])
+        torch.index_select(self.data.inputs, 0, indices.flatten(), out=inputs.flatten(0, 1))
+        labels = self.data.labels[indices][:, None]
+        if self.scale != 1:
+            parameters = [
+                torch.mul(p, self.scale, out=take(f"scaled {i}", *p.shape[1:]))
+                for i, p in enumerate(parameters)
+            ]
+        forward, aside = ACTIVATIONS[self.activation]
         layers = len(self.widths) - 1
-        after, before = [inputs], []
+        after, before = [inputs.mT], []
         for i in range(layers):
-            before.append(torch.baddbmm(scaled[2 * i + 1][:, None], after[-1], scaled[2 * i].mT))
+            hidden = take(f"before {i}", self.widths[i + 1], batch)
+            torch.bmm(parameters[2 * i], after[-1], out=hidden).add_(parameters[2 * i + 1][:, :, None])
+            before.append(hidden)
             if i < layers - 1:
-                after.append(activation(before[-1]))
-        logs = functional.log_softmax(before[-1], 2)
-        chosen = labels[..., None]
-        losses = -logs.gather(2, chosen)[..., 0].mean(1)
-        ones = logs.new_ones(1, 1, 1).expand(chosen.shape)
-        upper = logs.exp_().scatter_add_(2, chosen, -ones).div_(indices.shape[1])
-        found: list[Tensor] = []
+                after.append(
+                    aside(hidden, take(f"after {i}", *hidden.shape[1:])) if aside else forward(hidden)
+                )
+        logs = take("logs", self.widths[-1], batch)
+        torch._log_softmax(before[-1], 1, False, out=logs)
+        torch.mean(logs.gather(1, labels)[:, 0], 1, out=losses).neg_()
+        upper = torch.exp(logs, out=before[-1])
+        upper.scatter_add_(1, labels, upper.new_full((), -1.0).expand(labels.shape))
+        upper.mul_(self.scale / batch)
         for i in reversed(range(layers)):
-            found = [upper.mT @ after[i], upper.sum(1), *found]
+            whole = take(f"gradient {i}", *found[2 * i].shape[1:])  # batched products write whole tensors
+            found[2 * i].copy_(torch.bmm(upper, after[i].mT, out=whole))
+            torch.sum(upper, 2, out=found[2 * i + 1])
             if i:
-                upper = backward(upper @ scaled[2 * i], before[i - 1], after[i])
-        return losses, [gradient * self.scale for gradient in found] if self.scale != 1 else found
+                lower = take(f"upper {i}", self.widths[i], batch)
+                torch.bmm(parameters[2 * i].mT, upper, out=lower)
+                upper = BACKWARD[self.activation](lower, before[i - 1], after[i])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metanet.optim.buffers import laid, padded
 from metanet.optim.meta.evolution import PersistentES
 from metanet.optim.meta.tasks import MLPTask
 from metanet.optim.rule import Item, UpdateRule
@@ -58,6 +59,20 @@ class Group:
     parameters: list[Tensor]
     states: list[dict[str, Tensor]]
     estimator: PersistentES = field(repr=False)
+
+    def lay(self, parameters: list[Tensor], rule: UpdateRule) -> None:
+        """Begin with parameters ``[K, …]``: theirs and every kind of state lie side by side in memory."""
+        self.parameters = _side_by_side(parameters)
+        self.states = [rule.state(p.shape, p) for p in parameters]
+        for name in dict.fromkeys(name for state in self.states for name in state):
+            holders = [state for state in self.states if name in state]
+            slots = {len(state[name]) for state in holders}
+            assert len(slots) == 1
+            flat = holders[0][name].new_zeros(
+                *slots, len(parameters[0]), padded([s[name][0] for s in holders])
+            )
+            for state, view in zip(holders, laid(flat, [s[name][0] for s in holders]), strict=True):
+                state[name] = view
 
 
 class MetaTrainer:
@@ -140,8 +155,7 @@ class MetaTrainer:
         group.horizon = round(exp(log(low) + share * (log(high) - log(low))))
         group.step = 0
         half = group.task.initialize(self.settings.pairs, self.generator)
-        group.parameters = [torch.cat([p, p]) for p in half]
-        group.states = [self.rule.state(p.shape, p) for p in group.parameters]
+        group.lay([torch.cat([p, p]) for p in half], self.rule)
         group.estimator.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,6 +204,15 @@ class MetaTrainer:
             group.estimator.load_state_dict(saved["estimator"])
 
 
+def _side_by_side(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies ``[K, …]`` of tensors that lie side by side."""
+    flat = tensors[0].new_zeros(len(tensors[0]), padded(tensors))
+    views = laid(flat, tensors)
+    for view, tensor in zip(views, tensors, strict=True):
+        view.copy_(tensor)
+    return views
+
+
 @torch.no_grad()
 def apply(
     rule: UpdateRule,
@@ -223,8 +246,8 @@ def train_once(
     """Train networks of one task with one set of meta-parameters; return ``[horizon, particles]`` losses."""
     generator = torch.Generator().manual_seed(seed)
     parameters = task.initialize(particles, generator)
-    states = [rule.state(p.shape, p) for p in parameters]
-    group = Group(task, horizon, 0, parameters, states, PersistentES(1, 1, 1.0, generator))
+    group = Group(task, horizon, 0, [], [], PersistentES(1, 1, 1.0, generator))
+    group.lay(parameters, rule)
     losses = []
     for _ in range(horizon):
         indices = torch.randint(len(task.data.labels), (particles, task.batch_size), generator=generator)
