@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from metanet.matching.weights import Matching as Matching
     from metanet.matching.weights import match_weights as match_weights
     from metanet.matching.weights import weight_matching as weight_matching
+    from metanet.matching.zipping import zip_matching as zip_matching
 
 _HOMES = {
     "Matching": "weights",
@@ -41,6 +42,7 @@ _HOMES = {
     "straight_through_matching": "straight_through",
     "transport_matching": "transport",
     "weight_matching": "weights",
+    "zip_matching": "zipping",
 }
 
 __all__ = sorted(_HOMES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,18 +60,10 @@ def activation_matching(
         Li et al. 2016, Convergent Learning, https://arxiv.org/abs/1511.07543. Ainsworth et al. 2023, Git
         Re-Basin, https://arxiv.org/abs/2209.04836, §3.1.
     """
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
-    axes = _axes(spec, model)
+    axes = layer_axes(spec, model)
     if not axes:
         raise ValueError("no layer of this network has units that a group permutes; match weights instead")
-    try:
-        model.eval()
-        found = [_activations(model, which, axes, args, kwargs, seed) for which in (a, b)]
-    finally:
-        model.load_state_dict(state)
-        for module, mode in modes:
-            module.training = mode
+    found = activations_of(model, (a, b), axes, args, kwargs, seed=seed)
     samples = {name: tensor.shape[1] for name, tensor in found[0].items()}
     groups = {atom.group for name in samples for atom in atoms(axes[name]) if isinstance(atom, Perm)}
     groups |= {above for name in groups for above in spec.ancestors(name)}
@@ -94,7 +86,40 @@ def activation_matching(
     )
 
 
-def _axes(spec: WeightSpec, model: nn.Module) -> dict[str, Axis]:
+def activations_of(
+    model: nn.Module,
+    states: Sequence[Mapping[str, Tensor]],
+    axes: Mapping[str, Axis],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    seed: int = 0,
+) -> list[dict[str, Tensor]]:
+    """Run a network with several weights and return what its layers answer; it is left as it was.
+
+    Args:
+        model: the network.
+        states: its weights, one after the other.
+        axes: layer -> axis of its outputs (`layer_axes`).
+        args: of the network.
+        kwargs: of the network.
+        seed: of the samples that are kept, the same ones for all weights.
+
+    Returns:
+        For every state dict, ``[units, samples]`` standardised outputs by layer.
+    """
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        return [_activations(model, state, axes, args, kwargs, seed) for state in states]
+    finally:
+        model.load_state_dict(before)
+        for module, mode in modes:
+            module.training = mode
+
+
+def layer_axes(spec: WeightSpec, model: nn.Module) -> dict[str, Axis]:
     """Return the axis of the outputs of every layer whose units a group permutes, by the layer's name."""
     found: dict[str, Axis] = {}
     for name, layer in model.named_modules():
@@ -112,7 +137,7 @@ def _activations(
     state: Mapping[str, Tensor],
     axes: Mapping[str, Axis],
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Tensor]:
     """Run a network and return ``[units, samples]`` standardised outputs by layer."""

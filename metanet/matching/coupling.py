@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 Costs = npt.NDArray[np.float64]
 MAX_ASSIGNMENT = 4096
 """Copies of units up to which different numbers are solved as one assignment."""
-MAX_PAIRS = 250_000
+MAX_PAIRS = 1_000_000
 """Pairs of units up to which a linear program is solved."""
 MAX_ITERATIONS = 5000
 TOLERANCE = 1e-9

@@ -16,6 +16,7 @@ from metanet.matching.starts import Start
 from metanet.matching.straight_through import straight_through_matching
 from metanet.matching.transport import transport_matching
 from metanet.matching.weights import DEFAULT_STARTS, Matching, weight_matching
+from metanet.matching.zipping import zip_matching
 
 
 @matcher(
@@ -192,6 +193,59 @@ def _transport(problem: Problem, *, regularization: float = 0.0) -> SoftMatching
         spec_a=problem.spec_a,
         fixed=problem.fixed,
         regularization=regularization,
+    )
+
+
+ZIP = {
+    "stop_after": Setting("", "layer behind which the networks stay apart: two heads on one trunk"),
+    "again": Setting(0.3, "what the similarity of merged units is multiplied by, 0 to 1"),
+    "within": Setting(0.125, "largest share of merges of two units of one network"),
+}
+
+
+@matcher(
+    "zip",
+    reference="Stoica et al. 2024, ZipIt!, https://arxiv.org/abs/2305.03053",
+    needs="inputs",
+    returns="soft map",
+    settings=ZIP,
+)
+def _zip(
+    problem: Problem, *, stop_after: str = "", again: float = 0.3, within: float = 0.125
+) -> SoftMatching:
+    """Correlations of activations, within a network as well as across; both networks are merged."""
+    return zip_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        problem.model,
+        *problem.inputs,
+        stop_after=stop_after,
+        again=again,
+        within=within,
+        fixed=problem.fixed,
+        seed=problem.seed,
+    )
+
+
+@matcher(
+    "zip-weights",
+    reference="Stoica et al. 2024, ZipIt!, https://arxiv.org/abs/2305.03053, by weights instead of data",
+    returns="soft map",
+    settings=ZIP,
+)
+def _zip_weights(
+    problem: Problem, *, stop_after: str = "", again: float = 0.3, within: float = 0.125
+) -> SoftMatching:
+    """Weights alone, within a network as well as across; both networks are merged."""
+    return zip_matching(
+        problem.spec,
+        problem.a,
+        problem.b,
+        stop_after=stop_after,
+        again=again,
+        within=within,
+        fixed=problem.fixed,
     )
 
 

@@ -128,10 +128,12 @@ class SoftMatching:
 
     Args:
         map: the map.
-        costs: group -> mean cost of what was paired, by the measure.
+        costs: group -> mean cost of what was paired, by the measure (or its mean similarity).
         mixed: group -> share of a unit that does not come from one single unit: 0 for a permutation.
         measure: what the costs are.
         notes: what the user should know, one sentence each.
+        map_a: moves network a too, where the two meet half-way; None where it stays.
+        shared: entries whose mean over both moved networks belongs to both, where they meet.
     """
 
     map: SoftMap
@@ -139,6 +141,30 @@ class SoftMatching:
     mixed: Mapping[str, float]
     measure: str
     notes: tuple[str, ...] = ()
+    map_a: SoftMap | None = None
+    shared: frozenset[str] = frozenset()
+
+    def networks(
+        self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what becomes of both networks: moved, with what they share in the place of their own.
+
+        Args:
+            a: state dict of the network that stays, or is moved too.
+            b: state dict of the network that is moved.
+        """
+        first = dict(a) if self.map_a is None else self.map_a @ a
+        second = self.map @ b
+        for name in self.shared:
+            if first[name].is_floating_point():
+                mean = torch.lerp(first[name], second[name].to(first[name]), 0.5)
+                first[name], second[name] = mean, mean.to(second[name])
+        return first, second
+
+    @property
+    def merges_all(self) -> bool:
+        """Whether both networks become one and the same."""
+        return self.map_a is not None and self.shared == set(self.map.source)
 
 
 def mixed_shares(merge: Mapping[str, Tensor]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -96,7 +97,9 @@ def transport_matching(
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
+    """A block of a network and its values."""
+
     block: Block
     value: Tensor
 
@@ -115,18 +118,18 @@ class Sides:
         entries: dict[str, list[Block]] = {}
         for block in blocks_of(spec):
             entries.setdefault(block.entry, []).append(block)
-        self.pieces: list[_Piece] = []
+        self.pieces: list[Piece] = []
         for name, blocks in entries.items():
             if name.endswith(STATISTICS) or not state[name].is_floating_point():
                 continue
             values = split(state[name].double(), spec.axes[name], spec.sizes)
-            self.pieces += [_Piece(block, value) for block, value in zip(blocks, values, strict=True)]
+            self.pieces += [Piece(block, value) for block, value in zip(blocks, values, strict=True)]
 
     def next(self, waiting: Sequence[str]) -> str:
         """Return the group of whose rows the largest share is known, the first of several."""
 
         def known(name: str) -> float:
-            pieces = self._written(name)
+            pieces = self.written(name)
             total = sum(block_numel(p.block, self.spec.sizes) for p in pieces)
             seen = [p for p in pieces if not self._others(p, name) & set(waiting)]
             return sum(block_numel(p.block, self.spec.sizes) for p in seen) / max(total, 1)
@@ -137,32 +140,34 @@ class Sides:
         self,
         name: str,
         waiting: Sequence[str],
-        merge: Mapping[str, Tensor] | None = None,
-        unmerge: Mapping[str, Tensor] | None = None,
+        merge: Mapping[str, Tensor] = MappingProxyType({}),
+        unmerge: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """Return ``[units, values]`` by which a group is written, as far as the other groups are known.
 
         Args:
             name: of the group.
             waiting: groups that are not known.
-            merge: matrices of the others where they are written, None to take them as they are.
-            unmerge: where they are read.
+            merge: matrices of other groups where they are written; those left out are taken as they are.
+            unmerge: the same where they are read.
 
         Raises:
             ValueError: nothing that is known writes the group.
         """
         found = []
-        for piece in self._written(name):
+        for piece in self.written(name):
             if self._others(piece, name) & set(waiting):
                 continue
             block = piece.block
             own = next(i for i, atom in enumerate(block.atoms) if self._is(block, i, name))
 
             def matrix(at: int, atom: Perm, own: int = own, block: Block = block) -> Tensor | None:
-                if at == own or merge is None or unmerge is None or atom.group not in merge:
+                if at == own:
                     return None
-                reads = (block.entry, block.dims[at]) in self.readers
-                return unmerge[atom.group].mT if reads else merge[atom.group]
+                if (block.entry, block.dims[at]) in self.readers:
+                    found = unmerge.get(atom.group)
+                    return None if found is None else found.mT
+                return merge.get(atom.group)
 
             mixed = mix_block(piece.value, block.atoms, block.parents(self.spec), matrix)
             found.append(mixed.movedim(own, 0).flatten(1) if mixed.ndim > 1 else mixed[:, None])
@@ -181,8 +186,8 @@ class Sides:
             and (block.entry, block.dims[at]) not in self.readers
         )
 
-    def _written(self, name: str) -> list[_Piece]:
-        """Return the pieces that write a group once and do not read it."""
+    def written(self, name: str) -> list[Piece]:
+        """Return the pieces that write a group, and carry it once."""
         return [
             p
             for p in self.pieces
@@ -190,5 +195,5 @@ class Sides:
             and any(self._is(p.block, i, name) for i in range(len(p.block.atoms)))
         ]
 
-    def _others(self, piece: _Piece, name: str) -> set[str]:
+    def _others(self, piece: Piece, name: str) -> set[str]:
         return {group for group in piece.block.groups if group != name}

@@ -37,7 +37,8 @@ methods (--methods says more of each):
   by weights alone       weights, sinkhorn, orthogonal
   by activations         activations (--data or --text)
   by a loss              straight-through, sinkhorn-loss (--data or --text)
-  by a soft map          transport: onto other widths too; the result computes another function
+  by a soft map          transport: onto other widths too; zip (--data), zip-weights: both models are merged,
+                         partly with --set stop_after=LAYER. What comes out computes another function
 
 The aligned model of a pair is proven to compute the same function before it is written, where it can be run
 (Hugging Face configurations, plain sequential networks); otherwise the report says why not.
@@ -262,15 +263,17 @@ def show_map(report: SoftReport) -> None:
         print(f"  … and {len(report.costs) - 20} groups more (--json lists all)")
     for note in report.notes:
         print(f"note: {note}")
-    for path in (report.map_file, report.out):
-        if path is not None:
-            print(f"wrote {path}")
+    for path in (*report.maps, *report.outputs):
+        print(f"wrote {path}")
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the method that the command line gives."""
     import yaml
 
+    from metanet.matching.method import find_matcher
+
+    known = find_matcher(options.method).settings
     settings: dict[str, Any] = {}
     if options.start:
         settings["starts"] = tuple(options.start)
@@ -280,6 +283,9 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item}: expected NAME=VALUE")
+        if name in known and isinstance(known[name].default, str):
+            settings[name] = text
+            continue
         # YAML reads 1e-3, which lacks a point, as text.
         value = yaml.safe_load(text)
         settings[name] = float(text) if isinstance(value, str) and is_number(text) else value

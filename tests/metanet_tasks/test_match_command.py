@@ -196,6 +196,30 @@ def test_transport_writes_a_soft_map_and_a_model_of_other_widths(
     assert "5 units onto 10" in capsys.readouterr().out
 
 
+def test_zip_merges_both_or_gives_them_one_trunk(
+    pair: tuple[str, str, GroupElement], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, _ = pair
+    options = ["--activation", "relu", "--data", "digits", "--limit", "300"]
+    merged = str(tmp_path / "merged.safetensors")
+    assert main(["match", a, b, "--method", "zip", *options, "--out", merged, "--set", "within=0.0"]) == 0
+    first, found = open_checkpoint(a), open_checkpoint(merged)
+    assert all(torch.allclose(first[name], found[name], atol=1e-6) for name in first)
+    capsys.readouterr()
+    heads, maps = tmp_path / "heads", tmp_path / "maps"
+    more = ["--set", "stop_after=0", "--out", str(heads), "--out-element", str(maps), "--json"]
+    assert main(["match", a, b, "--method", "zip-weights", "--activation", "relu", *more]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["outputs"] == [str(heads / "1.safetensors"), str(heads / "2.safetensors")]
+    one, other = (open_checkpoint(path) for path in report["outputs"])
+    assert torch.equal(one["0.weight"], other["0.weight"])
+    assert not torch.equal(one["2.weight"], other["2.weight"])
+    soft, _ = load_soft_map(report["maps"][0])
+    assert torch.allclose((soft @ first)["2.weight"], one["2.weight"], atol=1e-6)
+    assert main(["match", a, b, "--method", "zip", *options, "--out", str(tmp_path / "folder")]) == 2
+    assert "name a .safetensors file" in capsys.readouterr().err
+
+
 def test_the_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["match", "--methods"]) == 0
     shown = capsys.readouterr().out

@@ -39,8 +39,8 @@ class SoftReport:
         element: whether the map is a group element after all, so that the function is kept.
         seconds: time taken.
         notes: what the user should know, one sentence each.
-        map_file: where the map was written, if asked for.
-        out: where the moved model was written, if asked for.
+        maps: where the map was written, if asked for; two where both models are moved.
+        outputs: what was written of the models: the moved one; the merged one; or both, with one trunk.
     """
 
     reference: str
@@ -54,8 +54,8 @@ class SoftReport:
     element: bool
     seconds: float
     notes: tuple[str, ...]
-    map_file: str | None = None
-    out: str | None = None
+    maps: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -87,8 +87,9 @@ def match_softly(
         method: of `metanet.matching.method`.
         settings: of the method.
         data: for methods that run the networks.
-        map_file: write the soft map there (``.safetensors``).
-        out: write the moved model there (``.safetensors``); it has the reference's shapes.
+        map_file: write the soft map there (``.safetensors``); a folder where both models are moved.
+        out: write the moved model there (``.safetensors``), which has the reference's shapes; the merged one
+            where both become one; a folder where they share a trunk and stay two.
         spec_file: take this spec, of both, instead of finding them.
         activation: of plain sequential networks, e.g. ``relu``.
         fixed: groups that stay.
@@ -106,12 +107,8 @@ def match_softly(
     if chosen.returns != "soft map":
         raise ValueError(f"matching by {method} finds a group element; call match_checkpoints")
     for path in (map_file, out):
-        if path is None:
-            continue
-        if Path(path).exists() and not overwrite:
+        if path is not None and Path(path).exists() and not overwrite:
             raise FileExistsError(f"{path} exists; --overwrite replaces it")
-        if not os.fspath(path).endswith(".safetensors"):
-            raise ValueError(f"{path}: soft maps and what they make are written as .safetensors; name it so")
     began = time.monotonic()
     found, sample = prepare_data(
         chosen, model, data, activation=activation, spec_file=spec_file, trust_remote_code=trust_remote_code
@@ -147,11 +144,19 @@ def match_softly(
         notes.append("this is no group element: the moved model computes another function")
         if any(name.endswith(STATISTICS) for name in found.spec):
             notes.append("statistics of batch norms were mixed too; have them computed anew on data")
+        if matching.map_a is not None and not matching.merges_all:
+            notes.append(f"the two networks share {len(matching.shared)} tensors and keep heads of their own")
+    two = matching.map_a is not None
+    maps = _paths(map_file, 2 if two else 1, "the map")
+    outputs = _paths(out, 2 if two and not matching.merges_all else 1, "the model")
     facts = {"reference": reference, "model": model, "method": method, "costs": dict(matching.costs)}
-    if map_file is not None:
-        save_soft_map(map_file, soft, facts)
-    if out is not None:
-        save_checkpoint(out, soft @ open_checkpoint(model), {"metanet": f"{method}: {model} to {reference}"})
+    for path, one in zip(maps, (soft,) if matching.map_a is None else (matching.map_a, soft), strict=False):
+        save_soft_map(path, one, facts)
+    if outputs:
+        networks = matching.networks(open_checkpoint(reference), open_checkpoint(model))
+        written = networks if len(outputs) == 2 else (networks[1],)
+        for path, state in zip(outputs, written, strict=True):
+            save_checkpoint(path, state, {"metanet": f"{method}: {model} to {reference}"})
     sizes = soft.target.sizes
     return SoftReport(
         reference,
@@ -165,6 +170,24 @@ def match_softly(
         element,
         time.monotonic() - began,
         tuple(notes),
-        None if map_file is None else os.fspath(map_file),
-        None if out is None else os.fspath(out),
+        maps,
+        outputs,
     )
+
+
+def _paths(path: str | os.PathLike[str] | None, count: int, what: str) -> tuple[str, ...]:
+    """Return the files to be written: one that is named, or one per model in a folder.
+
+    Raises:
+        ValueError: a file is named where a folder is needed, or the other way round.
+    """
+    if path is None:
+        return ()
+    named = os.fspath(path).endswith(".safetensors")
+    if named != (count == 1):
+        wanted = "name a .safetensors file" if count == 1 else "name a folder: there is one file per model"
+        raise ValueError(f"{path}: {what} is written as safetensors; {wanted}")
+    if count == 1:
+        return (os.fspath(path),)
+    Path(path).mkdir(parents=True, exist_ok=True)
+    return tuple(str(Path(path) / f"{number}.safetensors") for number in range(1, count + 1))
