@@ -1,6 +1,6 @@
 """Train a forecaster of weights on trajectories of small MLPs, and see whether nowcasting helps elsewhere.
 
-    python scripts/nowcast_train.py --data ../shared/data --form graph --out runs/nowcast
+    python scripts/nowcast_train.py --data ../shared/data --out runs/nowcast
 
 Networks are MLPs with one to three hidden layers of 16-64 units on Fashion-MNIST averaged to 8x8, trained by
 AdamW at rates that vary, half of them with a cosine. A forecaster is trained on what their weights were some
@@ -15,7 +15,9 @@ import json
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,19 +41,19 @@ class Trajectory:
 
 
 def main() -> None:
-    """Read the options, train, write the forecaster and compare."""
+    """Read the options, train, write the forecasters and compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with fashion-mnist/, cifar10/, …")
-    parser.add_argument("--form", choices=FORMS, default="graph")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the forecaster and figures")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--out", type=Path, required=True, help="folder for forecasters and figures")
     parser.add_argument("--groups", type=int, default=12, help="shapes of networks")
     parser.add_argument("--networks", type=int, default=8, help="networks per shape")
     parser.add_argument("--horizon", type=int, default=2000, help="steps of a trajectory")
     parser.add_argument("--every", type=int, default=100, help="steps between forecasts")
     parser.add_argument("--ahead", type=int, default=200, help="steps that forecasts look ahead at most")
-    parser.add_argument("--updates", type=int, default=1500, help="steps of the forecaster's training")
+    parser.add_argument("--updates", type=int, default=1500, help="steps of a forecaster's training")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--tasks", nargs="*", default=["mlp", "mlp-deep", "cnn"], help="to compare on")
     parser.add_argument("--rates", nargs=2, type=float, default=[0.016, 0.032], help="constant and cosine")
@@ -59,27 +61,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{options.form}.safetensors"
     begun = time.process_time()
-    if not path.exists():
-        generator = torch.Generator().manual_seed(options.seed)
-        apart = options.every // STATES
-        trained = [
-            trajectory(options.data, options.networks, options.horizon, apart, generator)
-            for _ in range(options.groups)
-        ]
-        print(f"{len(trained)} trajectories, {time.process_time() - begun:.0f} core-s", flush=True)
+    generator = torch.Generator().manual_seed(options.seed)
+    apart = options.every // STATES
+    past: list[Trajectory] = []
+    paths = {form: options.out / f"{form}.safetensors" for form in options.forms}
+    for form, path in paths.items():
+        if path.exists():
+            continue
+        while len(past) < options.groups:
+            past.append(trajectory(options.data, options.networks, options.horizon, apart, generator))
         made, card = train(
-            options.form,
-            trained,
-            options.ahead // apart,
-            options.updates,
-            options.learning_rate,
-            generator,
+            form, past, options.ahead // apart, options.updates, options.learning_rate, generator
         )
-        Forecaster(options.form, made.metas, {**vars_of(options), **card}).save(path)
-        print(f"trained, {time.process_time() - begun:.0f} core-s: {card}", flush=True)
-    compare(Forecaster.load(path), options)
+        Forecaster(form, made.metas, {**vars_of(options), **card}).save(path)
+        print(f"{form}, {time.process_time() - begun:.0f} core-s so far: {card}", flush=True)
+    compare({form: Forecaster.load(path) for form, path in paths.items()}, options)
 
 
 def vars_of(options: argparse.Namespace) -> dict[str, object]:
@@ -94,7 +91,7 @@ def trajectory(
     """Train networks of one shape with AdamW and keep every ``apart``-th state."""
     inputs, labels = fashion_mnist(folder).train
     task = MLPFamily([Classification(inputs, labels)])(generator)
-    rate = math.exp(math.log(0.002) + float(torch.rand((), generator=generator)) * math.log(16))
+    rate = math.exp(math.log(0.004) + float(torch.rand((), generator=generator)) * math.log(16))
     cosine = bool(torch.rand((), generator=generator) < 0.5)
     parameters = [p.requires_grad_() for p in task.initialize(networks, generator)]
     optimizer = torch.optim.AdamW(parameters, lr=rate)
@@ -116,7 +113,7 @@ def trajectory(
     return Trajectory(task, [torch.stack(states) for states in kept], cosine)
 
 
-def error(made: Forecaster, past: Trajectory, at: int, ahead: int, scaled: bool = True) -> Tensor:
+def error(made: Forecaster, past: Trajectory, at: int, ahead: int) -> Tensor:
     """Return the mean absolute error of a forecast, in units of the past change of every tensor."""
     histories = [
         History(states[at - STATES + 1 : at + 1], role, entry)
@@ -126,7 +123,7 @@ def error(made: Forecaster, past: Trajectory, at: int, ahead: int, scaled: bool 
     total, count = torch.zeros(()), 0
     for forecast, history, states in zip(found, histories, past.states, strict=True):
         change = (history.states[-1] - history.states[0]).flatten(1)
-        size = change.square().mean(1).sqrt() + 1e-8 if scaled else torch.ones(len(change))
+        size = change.square().mean(1).sqrt() + 1e-8
         distance = (forecast - states[at + ahead]).flatten(1).abs() / size[:, None]
         total, count = total + distance.sum(), count + distance.numel()
     return total / count
@@ -173,53 +170,46 @@ def train(
     return made, {"held-out error": figures}
 
 
-def compare(made: Forecaster, options: argparse.Namespace) -> None:
+def compare(forecasters: Mapping[str, Forecaster], options: argparse.Namespace) -> None:
     """Train with and without forecasts, in pairs; print and keep the final training losses."""
-    apart = options.every // STATES
     lines = []
     for name in options.tasks:
-        task = TASKS[name]
-        example = task.data(options.data).train[0][:2]
-
-        def wrap(training: Training, example: Tensor = example) -> None:
-            training.optimizers = [
-                Nowcaster(
-                    made,
-                    training.optimizers[0],
-                    training.model,
-                    total_steps=options.horizon,
-                    every=options.every,
-                    ahead=options.ahead,
-                    example_args=(example,),
-                )
-            ]
-
+        example = TASKS[name].data(options.data).train[0][:2]
         for schedule, rate in zip(("constant", "cosine"), options.rates, strict=True):
-            pairs = []
+            finals: dict[str, list[float]] = {}
             for seed in range(options.seeds):
                 setting = Setting(name, "AdamW", rate, schedule, seed, options.horizon)
-                plain, jumping = run(task, setting, options.data), run(task, setting, options.data, wrap)
-                pairs.append((plain["final"], jumping["final"]))
-                lines.append(
-                    {
-                        "task": name,
-                        "schedule": schedule,
-                        "rate": rate,
-                        "seed": seed,
-                        "plain": plain,
-                        "nowcast": jumping,
-                    }
+                for label, made in {"none": None, **forecasters}.items():
+                    wrap = None if made is None else partial(jumping, made, example, options)
+                    result = run(TASKS[name], setting, options.data, wrap)
+                    finals.setdefault(label, []).append(result["final"])
+                    lines.append({**asdict(setting), "forecasts": label, **result})
+            (options.out / "runs.json").write_text(json.dumps(lines), encoding="utf-8")
+            for label, values in finals.items():
+                differences = [a - b for a, b in zip(values, finals["none"], strict=True)]
+                spread = statistics.stdev(differences) / len(values) ** 0.5 if len(values) > 1 else 0.0
+                print(
+                    f"{name:<9} AdamW {schedule:<9}{rate:<6g} forecasts: {label:<7}"
+                    f"{statistics.mean(values):.4f}, difference {statistics.mean(differences):+.4f} "
+                    f"± {spread:.4f} ({len(values)} seeds)",
+                    flush=True,
                 )
-            plain_mean, mean = (statistics.mean(values) for values in zip(*pairs, strict=True))
-            differences = [jumped - plain for plain, jumped in pairs]
-            spread = statistics.stdev(differences) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
-            print(
-                f"{name:<10} AdamW {schedule:<9} {rate:g}: {plain_mean:.4f}, with forecasts every "
-                f"{options.every} steps ({apart} apart) {mean:.4f}, difference "
-                f"{statistics.mean(differences):+.4f} ± {spread:.4f}",
-                flush=True,
-            )
-    (options.out / f"{made.form}.json").write_text(json.dumps(lines), encoding="utf-8")
+
+
+def jumping(made: Forecaster, example: Tensor, options: argparse.Namespace, training: Training) -> None:
+    """Give a training forecasts."""
+    training.optimizers = [
+        Nowcaster(
+            made,
+            optimizer,
+            training.model,
+            total_steps=options.horizon,
+            every=options.every,
+            ahead=options.ahead,
+            example_args=(example,),
+        )
+        for optimizer in training.optimizers
+    ]
 
 
 if __name__ == "__main__":

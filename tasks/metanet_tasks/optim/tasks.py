@@ -167,7 +167,7 @@ class Recurrent(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A causal transformer with learned positions; ``patches`` makes it a classifier of patch sequences."""
+    """A causal transformer with learned positions."""
 
     def __init__(self, width: int = 32, heads: int = 4, blocks: int = 2, length: int = 16) -> None:
         super().__init__()
