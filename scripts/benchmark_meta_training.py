@@ -23,11 +23,13 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.nn import functional
 
+from metanet.optim.factored import DECAYS, RATE, SECOND_DECAY, TINY, FactoredRule
 from metanet.optim.meta.evolution import PersistentES
 from metanet.optim.meta.tasks import Classification, MLPTask
 from metanet.optim.meta.trainer import Group, apply
 from metanet.optim.network import FEATURES, FLOORS, PerParameterRule
 from metanet.optim.newton_schulz import COEFFICIENTS, STEPS
+from metanet.optim.pointwise import TIMES
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import ROLES, UpdateRule
 from metanet.optim.structured import BETAS, EPS, SECOND_BETA
@@ -98,6 +100,67 @@ def plain_step(
     return changed, kept, loss
 
 
+def published_step(
+    rule: UpdateRule,
+    metas: Network,
+    network: Network,
+    states: Network,
+    images: Tensor,
+    labels: Tensor,
+    step: int,
+) -> tuple[Network, Network, Tensor]:
+    """Take one inner step of one network with Celo2's direction or with small_fc_lopt."""
+    gradients, loss = grad_and_value(loss_of)(network, images, labels)
+    celo2 = rule.name == "celo2"
+    changed, kept = {}, {}
+    for name, value in network.items():
+        gradient, old = gradients[name], states[name]
+        momenta = [b * old[i] + (1 - b) * gradient for i, b in enumerate(DECAYS)]
+        second = SECOND_DECAY * old[3] + (1 - SECOND_DECAY) * gradient**2
+        means, others = [gradient**2] * 3, [gradient**2] * 3
+        if value.ndim == 2:
+            means, others = [(gradient**2).mean(1)] * 3, [(gradient**2).mean(0)] * 3
+        rows = [b * states[f"{name} rows"][i] + (1 - b) * means[i] for i, b in enumerate(DECAYS)]
+        columns = [b * states[f"{name} columns"][i] + (1 - b) * others[i] for i, b in enumerate(DECAYS)]
+        kept[name] = torch.stack([*momenta, second])
+        kept[f"{name} rows"], kept[f"{name} columns"] = torch.stack(rows), torch.stack(columns)
+        if celo2 and value.ndim == 1:
+            corrected = (second / (1 - SECOND_DECAY ** (step + 1))).sqrt() + 1e-8
+            changed[name] = value - RATE * momenta[0] / (1 - DECAYS[0] ** (step + 1)) / corrected
+            continue
+        if value.ndim == 2:
+            shares = [(r / (r.mean() + TINY)).clamp_min(TINY).rsqrt()[:, None] for r in rows]
+            factors = [s * c.clamp_min(TINY).rsqrt() for s, c in zip(shares, columns, strict=True)]
+            rows = [r[:, None].expand_as(value) for r in rows]
+            columns = [c.expand_as(value) for c in columns]
+        else:
+            factors = [(r + TINY).rsqrt() for r in rows]
+        inverse = (second + 1e-6).rsqrt()
+        found = [gradient, value, *momenta, second, *(m * inverse for m in momenta), inverse]
+        found += [gradient.clamp(-0.1, 0.1), gradient * inverse] if celo2 else []
+        found += [gradient * f for f in factors] + [m * f for m, f in zip(momenta, factors, strict=True)]
+        found += [
+            *rows,
+            *columns,
+            *((r + 1e-8).rsqrt() for r in rows),
+            *((c + 1e-8).rsqrt() for c in columns),
+        ]
+        units = torch.stack([f / (f.square().mean().sqrt() + 1e-5) for f in found], -1)
+        if not celo2:
+            clock = torch.tanh(step / torch.tensor(TIMES) - 1).expand(*value.shape, len(TIMES))
+            units = torch.cat([units, clock], -1)
+        for i in range(3):
+            weight = metas[f"weight_{i}"].reshape(len(metas[f"bias_{i}"]), -1)
+            units = functional.linear(units, weight, metas[f"bias_{i}"])
+            units = units.relu() if i < 2 else units
+        if celo2:
+            moved = units[..., 0] / (units[..., 0].square().mean().sqrt() + 1e-8)
+        else:
+            moved = units[..., 0] * (units[..., 1] * 1e-3).exp()
+        changed[name] = value - RATE * moved
+    return changed, kept, loss
+
+
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return the orthogonal factor of one matrix."""
     a, b, c = COEFFICIENTS
@@ -129,6 +192,12 @@ class Race:
         parameters = self.task.initialize(particles, generator)
         self.networks = {n: p.clone() for n, p in zip(self.task.entries, parameters, strict=True)}
         self.states = {n: p.new_zeros(len(p), 4, *p.shape[1:]) for n, p in self.networks.items()}
+        self.plain_step = plain_step
+        if isinstance(self.rule, FactoredRule):
+            self.plain_step = published_step
+            for name, p in self.networks.items():
+                self.states[f"{name} rows"] = p.new_zeros(len(p), 3, p.shape[1])
+                self.states[f"{name} columns"] = p.new_zeros(len(p), 3, p.shape[-1])
         self.group = Group(self.task, HORIZON, 0, [], [], PersistentES(1, 1, 1.0, generator))
         self.group.lay(parameters, self.rule)
         self.step = 0
@@ -154,7 +223,7 @@ class Race:
             images, labels = self.task.data.batch(self.indices(self.step))
 
             def one(metas: Network, network: Network, states: Network, x: Tensor, y: Tensor) -> Stepped:
-                return plain_step(self.rule, metas, network, states, x, y, self.step)
+                return self.plain_step(self.rule, metas, network, states, x, y, self.step)
 
             mapped: Stepped = vmap(one)(self.metas, self.networks, self.states, images, labels)
             self.networks, self.states, _ = mapped
@@ -174,6 +243,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="inner steps per round")
+    parser.add_argument("--rules", nargs="+", default=["structured", "per_parameter", "celo2", "small_fc"])
     parser.add_argument("--particles", type=int, nargs="+", default=[24, 96])
     parser.add_argument("--print", action="store_true", help="print alone, write no file")
     options = parser.parse_args()
@@ -183,7 +253,7 @@ def main() -> None:
         "| rule | particles | plain vmap(grad) | metanet | ratio | largest difference after 2 steps |",
         "|---|---|---|---|---|---|",
     ]
-    for rule in ("structured", "per_parameter"):
+    for rule in options.rules:
         for particles in options.particles:
             race = Race(rule, particles)
             race.ours(2)

@@ -20,13 +20,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metanet.optim.factored import DECAYS, SECOND_DECAY, FactoredRule, accumulate, features
-from metanet.optim.mixing import whole_rows
-from metanet.optim.pointwise import hidden_units, layers, linear, sizes
+from metanet.optim.factored import DECAYS, SECOND_DECAY, FactoredRule, accumulate
+from metanet.optim.pointwise import layers
 from metanet.optim.rule import Item, Meta, Metas
 
 FEATURES = 30
-FLOOR = 1e-5
 
 
 class Celo2Rule(FactoredRule):
@@ -44,10 +42,8 @@ class Celo2Rule(FactoredRule):
             return momentum.div_(second.sqrt_().add_(1e-8))
         moved = torch.empty_like(item.values, memory_format=torch.contiguous_format)
         flat = moved.flatten(1)
-        scale = sizes(item, lambda part: features(item, part, short=True)) + FLOOR
-        for part in whole_rows(item.values):
-            inputs = features(item, part, short=True) / scale
-            flat[:, part] = linear(metas, hidden_units(metas, inputs, 2), 2)[:, 0]
+        for at, found in self.outputs(metas, item, short=True):
+            flat[at].copy_(found[:, 0])
         size = torch.linalg.vector_norm(flat, dim=1, keepdim=True) / flat.shape[1] ** 0.5
         flat.div_(size + 1e-8)
         return moved

@@ -13,13 +13,16 @@ References:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from math import sqrt
 
 import torch
 from torch import Tensor
 
+from metanet.optim.buffers import Buffers
+from metanet.optim.chunks import chunks
 from metanet.optim.links import Links
-from metanet.optim.mixing import whole_rows
 from metanet.optim.pointwise import on_device
 from metanet.optim.rule import Item, Metas, UpdateRule
 
@@ -27,6 +30,8 @@ RATE = 1e-3
 DECAYS = (0.9, 0.99, 0.999)
 SECOND_DECAY = 0.999
 TINY = 1e-9
+FLOOR = 1e-5
+"""Added to the root mean squares of features."""
 
 
 def factored_state(shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
@@ -44,25 +49,28 @@ def factored_state(shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
 
 def accumulate(item: Item) -> None:
     """Take the gradients into the state; the averages are not bias-corrected."""
-    gradients, state = item.gradients, item.state
-    flat, second, momenta = gradients.flatten(1), state["second"][0].flatten(1), state["momenta"].flatten(2)
-    rows, columns = [], gradients.new_zeros((len(gradients), gradients.shape[-1]))
-    for part in whole_rows(gradients):
-        gradient = flat[:, part]
+    state, matrix = item.state, item.gradients.ndim == 3
+    flat, second = item.gradients.flatten(1), state["second"][0].flatten(1)
+    momenta = state["momenta"].flatten(2)
+    row = item.gradients.shape[-1]
+    columns = item.gradients.new_zeros((len(flat), row)) if matrix else None
+    for some, part in chunks(flat, row):
+        gradient = flat[some, part]
         for decay, momentum in zip(DECAYS, momenta, strict=True):
-            momentum[:, part].lerp_(gradient, 1 - decay)
+            momentum[some, part].lerp_(gradient, 1 - decay)
         square = gradient.square()
-        second[:, part].lerp_(square, 1 - SECOND_DECAY)
-        if gradients.ndim == 3:
-            grid = square.unflatten(1, (-1, gradients.shape[2]))
-            rows.append(grid.mean(2))
-            columns += grid.sum(1)
-        else:
-            rows.append(square)
-    for i, decay in enumerate(DECAYS):
-        state["rows"][i].lerp_(torch.cat(rows, 1), 1 - decay)
-        if gradients.ndim == 3:
-            state["columns"][i].lerp_(columns / gradients.shape[1], 1 - decay)
+        second[some, part].lerp_(square, 1 - SECOND_DECAY)
+        means, inside = square, part
+        if columns is not None:
+            grid = square.unflatten(1, (-1, row))
+            means, inside = grid.mean(2), slice(part.start // row, part.stop // row)
+            columns[some].add_(grid.sum(1))
+        for decay, rows in zip(DECAYS, state["rows"], strict=True):
+            rows[some, inside].lerp_(means, 1 - decay)
+    if columns is not None:
+        columns.div_(item.gradients.shape[1])
+        for decay, kept in zip(DECAYS, state["columns"], strict=True):
+            kept.lerp_(columns, 1 - decay)
 
 
 class FactoredRule(UpdateRule):
@@ -82,53 +90,121 @@ class FactoredRule(UpdateRule):
         """Return the direction of every bucket by itself."""
         return [self.direction(on_device(metas, item.values), item) for item in items]
 
+    @cached_property
+    def buffers(self) -> Buffers:
+        """Memory that is kept between steps."""
+        return Buffers()
+
     @abstractmethod
     def direction(self, metas: Metas, item: Item) -> Tensor:
         """Return the direction of one bucket, and take its gradients into the state."""
 
+    def outputs(
+        self, metas: Metas, item: Item, *, short: bool, clock: Tensor | None = None
+    ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        """Yield the ``[k, outputs, width]`` outputs of a network with two hidden layers, chunk by chunk.
 
-def features(item: Item, part: slice, *, short: bool) -> Tensor:
-    """Return the features of a chunk of whole rows, not yet divided by their size over the tensor.
+        Every feature is divided by its root mean square over the tensor, which its first weights take in.
+
+        Args:
+            metas: meta-parameters.
+            item: the bucket, after `accumulate`.
+            short: see `features`.
+            clock: ``[inputs]`` further inputs that all parameters share.
+        """
+        flat, weight = item.values.flatten(1), metas["weight_0"].unflatten(1, (metas["bias_0"].shape[1], -1))
+        bias, count = metas["bias_0"], 30 if short else 28
+        if clock is not None:
+            bias = bias + weight[..., count:] @ clock
+        parts = list(chunks(flat, item.values.shape[-1]))
+        alone = len(parts) > 1 and parts[0][1].stop < flat.shape[1]  # a tensor has several chunks
+        totals = flat.new_zeros(len(flat), count)
+        for at in parts if alone else ():
+            totals[at[0]] += torch.linalg.vector_norm(self._features(item, at, short=short), dim=2).square_()
+        for at in parts:
+            inputs = self._features(item, at, short=short)
+            norms = totals[at[0]].sqrt() if alone else torch.linalg.vector_norm(inputs, dim=2)
+            scaled = weight[at[0], :, :count] if len(weight) > 1 else weight[..., :count]
+            scaled = scaled / (norms / sqrt(flat.shape[1]) + FLOOR)[:, None]
+            units = self._layer(0, scaled, bias, inputs, at).relu_()
+            for i in (1, 2):
+                later = metas[f"weight_{i}"].unflatten(1, (metas[f"bias_{i}"].shape[1], -1))
+                later = later[at[0]] if len(later) > 1 else later.expand(len(units), -1, -1)
+                units = self._layer(i, later, metas[f"bias_{i}"], units, at)
+                if i < 2:
+                    units.relu_()
+            yield at, units
+
+    def _features(self, item: Item, at: tuple[slice, slice], *, short: bool) -> Tensor:
+        shape = (at[0].stop - at[0].start, 30 if short else 28, at[1].stop - at[1].start)
+        return features(item, at, short=short, out=self.buffers.take("features", shape, item.values))
+
+    def _layer(
+        self, number: int, weight: Tensor, bias: Tensor, inputs: Tensor, at: tuple[slice, slice]
+    ) -> Tensor:
+        shape = (len(inputs), weight.shape[1], inputs.shape[2])
+        into = self.buffers.take(f"layer {number}", shape, inputs)
+        bias = bias[at[0]] if len(bias) > 1 else bias
+        return torch.bmm(weight, inputs, out=into).add_(bias[..., None])
+
+
+def features(item: Item, at: tuple[slice, slice], *, short: bool, out: Tensor) -> Tensor:
+    """Write the features of a chunk, not yet divided by their size over the tensor.
 
     Args:
         item: the bucket, after `accumulate`.
-        part: of its flattened values.
+        at: some of its tensors, and a part of their flattened values: whole rows of matrices.
         short: the 30 features of VeLO and Celo2 (clipped gradient and g/√v too) instead of the 28 of Metz.
+        out: ``[k, features, width of the part]``.
 
     Returns:
-        ``[K, features, width of the part]``.
+        ``out``.
     """
-
-    def flat(values: Tensor) -> Tensor:
-        return values.flatten(1)[:, part]
-
-    gradient, value = flat(item.gradients), flat(item.values)
-    momenta = [flat(momentum) for momentum in item.state["momenta"]]
-    second = flat(item.state["second"][0])
-    inverse = (second + 1e-6).rsqrt()
-    found = [gradient, value, *momenta, second, *(m * inverse for m in momenta), inverse]
+    gradient, value = (t.flatten(1)[at] for t in (item.gradients, item.values))
+    momenta = item.state["momenta"].flatten(2)[:, *at].transpose(0, 1)
+    out[:, 0], out[:, 1], out[:, 2:5], out[:, 5] = (
+        gradient,
+        value,
+        momenta,
+        item.state["second"][0].flatten(1)[at],
+    )
+    inverse = torch.add(out[:, 5], 1e-6, out=out[:, 9]).rsqrt_()
+    torch.mul(momenta, inverse[:, None], out=out[:, 6:9])
+    start = 10
     if short:
-        found += [gradient.clamp(-0.1, 0.1), gradient * inverse]
-    rows, columns, factors = _factors(item, part)
-    found += [gradient * factor for factor in factors]
-    found += [momentum * factor for momentum, factor in zip(momenta, factors, strict=True)]
-    found += [*rows, *columns, *((r + 1e-8).rsqrt() for r in rows), *((c + 1e-8).rsqrt() for c in columns)]
-    return torch.stack(found, 1)
-
-
-def _factors(item: Item, part: slice) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return row means, column means and Adafactor's factor of a chunk, ``[K, width]`` per decay."""
+        torch.clamp(gradient, -0.1, 0.1, out=out[:, 10])
+        torch.mul(gradient, inverse, out=out[:, 11])
+        start = 12
+    rows, columns, factors = (
+        out[:, start + 6 : start + 9],
+        out[:, start + 9 : start + 12],
+        out[:, start : start + 3],
+    )
+    inverse_rows, inverse_columns = out[:, start + 12 : start + 15], out[:, start + 15 : start + 18]
     if item.values.ndim == 2:
-        own = [means[:, part] for means in item.state["rows"]]
-        return own, own, [(means + TINY).rsqrt() for means in own]
-    columns_count = item.values.shape[2]
-    inside = slice(part.start // columns_count, part.stop // columns_count)
-    rows, columns, factors = [], [], []
-    for row, column in zip(item.state["rows"], item.state["columns"], strict=True):
-        here = row[:, inside]
-        shape = (len(row), here.shape[1], columns_count)
-        share = (here / (row.mean(1, keepdim=True) + TINY)).clamp_min(TINY).rsqrt()
-        factors.append((share[:, :, None] * column.clamp_min(TINY).rsqrt()[:, None]).flatten(1))
-        rows.append(here[:, :, None].expand(shape).flatten(1))
-        columns.append(column[:, None].expand(shape).flatten(1))
-    return rows, columns, factors
+        own = item.state["rows"][:, *at].transpose(0, 1)
+        for slot in (rows, columns):
+            slot.copy_(own)
+        for slot in (inverse_rows, inverse_columns):
+            torch.add(own, 1e-8, out=slot).rsqrt_()
+        torch.add(own, TINY, out=factors).rsqrt_()
+    else:
+        length = item.values.shape[2]
+        inside = slice(at[1].start // length, at[1].stop // length)
+        means = item.state["rows"][:, at[0]].transpose(0, 1)
+        own, other = means[..., inside], item.state["columns"][:, at[0]].transpose(0, 1)
+        share = (own / (means.mean(2, keepdim=True) + TINY)).clamp_min_(TINY).rsqrt_()
+        shape = (-1, length)
+        torch.mul(
+            share[..., None], other.clamp_min(TINY).rsqrt_()[:, :, None], out=factors.unflatten(2, shape)
+        )
+        for slot, small in (
+            (rows, own[..., None]),
+            (columns, other[:, :, None]),
+            (inverse_rows, (own + 1e-8).rsqrt_()[..., None]),
+            (inverse_columns, (other + 1e-8).rsqrt_()[:, :, None]),
+        ):
+            slot.unflatten(2, shape).copy_(small)
+    torch.mul(momenta, factors, out=out[:, start + 3 : start + 6])
+    factors.mul_(gradient[:, None])
+    return out

@@ -19,13 +19,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metanet.optim.factored import FactoredRule, accumulate, features
-from metanet.optim.mixing import whole_rows
-from metanet.optim.pointwise import TIMES, hidden_units, layers, linear, sizes, times
+from metanet.optim.factored import FactoredRule, accumulate
+from metanet.optim.pointwise import TIMES, layers, times
 from metanet.optim.rule import Item, Meta, Metas
 
 FEATURES = 28
-FLOOR = 1e-5
 
 
 class SmallFCRule(FactoredRule):
@@ -38,11 +36,7 @@ class SmallFCRule(FactoredRule):
         """Return d exp(10⁻³ m)."""
         accumulate(item)
         moved = torch.empty_like(item.values, memory_format=torch.contiguous_format)
-        flat, clock = moved.flatten(1), times(item.count - 1, moved)
-        scale = sizes(item, lambda part: features(item, part, short=False)) + FLOOR
-        for part in whole_rows(item.values):
-            own = features(item, part, short=False) / scale
-            inputs = torch.cat([own, clock.expand(len(own), -1, own.shape[2])], 1)
-            found = linear(metas, hidden_units(metas, inputs, 2), 2)
-            flat[:, part] = found[:, 0] * found[:, 1].mul(1e-3).exp_()
+        flat, clock = moved.flatten(1), times(item.count - 1, moved)[0, :, 0]
+        for at, found in self.outputs(metas, item, short=False, clock=clock):
+            torch.mul(found[:, 0], found[:, 1].mul_(1e-3).exp_(), out=flat[at])
         return moved

@@ -59,10 +59,15 @@ def test_features_are_those_of_the_plain_formulas(shape: tuple[int, ...]) -> Non
     expected += [*((seen[1] + 1e-8) ** -0.5)]
     half = values[0].numel() // 2
     for part in (slice(0, half), slice(half, 2 * half)):
-        found = features(item, part, short=False)
-        assert found.shape[1] == 28
-        assert features(item, part, short=True).shape[1] == 30
+        at = (slice(0, len(values)), part)
+        found = features(item, at, short=False, out=values.new_empty(len(values), 28, half))
         wanted = torch.stack([e.flatten(1)[:, part] for e in expected], 1)
+        longer = features(item, at, short=True, out=values.new_empty(len(values), 30, half))
+        torch.testing.assert_close(longer[:, :10], wanted[:, :10], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(longer[:, 12:], wanted[:, 10:], rtol=1e-6, atol=1e-9)
+        own = gradient.flatten(1)[:, part]
+        torch.testing.assert_close(longer[:, 10], own.clamp(-0.1, 0.1))
+        torch.testing.assert_close(longer[:, 11], own * inverse.flatten(1)[:, part], rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
 
