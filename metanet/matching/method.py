@@ -93,6 +93,7 @@ class Matcher:
         returns: an element of the group, or a soft map.
         streams: whether it reads lazy state dicts a component at a time.
         widths: whether the networks may differ in widths.
+        folds: whether gains of norms are to be folded into what reads them first.
         settings: by name.
     """
 
@@ -104,6 +105,7 @@ class Matcher:
     returns: Returns = "element"
     streams: bool = False
     widths: bool = False
+    folds: bool = False
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
@@ -119,6 +121,7 @@ def matcher(
     returns: Returns = "element",
     streams: bool = False,
     widths: bool = False,
+    folds: bool = False,
     settings: Mapping[str, Setting] | None = None,
 ) -> Callable[[Match], Match]:
     """Make a function a matching method that ``metanet match --method`` knows by name.
@@ -130,6 +133,7 @@ def matcher(
         returns: ``element`` (a `Matching`) or ``soft map`` (a `SoftMatching`).
         streams: whether it reads lazy state dicts a component at a time, in bounded memory.
         widths: whether the networks may differ in widths.
+        folds: whether gains of norms are to be folded into what reads them first.
         settings: what the user may set, by name.
 
     Returns:
@@ -155,7 +159,7 @@ def matcher(
             raise ValueError(f"there is a matching method {name!r} already ({old.reference}); rename yours")
         text = (match.__doc__ or f"{name.capitalize()}.").strip().splitlines()[0]
         MATCHERS[name] = Matcher(
-            name, match, text, reference, needs, returns, streams, widths, dict(settings or {})
+            name, match, text, reference, needs, returns, streams, widths, folds, dict(settings or {})
         )
         return match
 

@@ -161,6 +161,7 @@ def _sinkhorn_loss(
 @matcher(
     "orthogonal",
     reference="Theus et al. 2025, Generalized Linear Mode Connectivity, https://arxiv.org/abs/2506.22712",
+    folds=True,
     settings={"max_rounds": Setting(20, "turns of Procrustes and weight matching")},
 )
 def _orthogonal(problem: Problem, *, max_rounds: int = 20) -> Matching:

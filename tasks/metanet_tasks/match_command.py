@@ -28,6 +28,8 @@ examples:
       units are paired by how they answer to 1000 training images
   metanet match a.pt b.pt --method sinkhorn-loss --activation relu --data mnist --set steps=200
       permutations learned from the loss half-way between two MLPs
+  metanet match llama-a llama-b --method orthogonal --out b-turned --out-reference a-folded
+      the residual stream turned, everything else permuted; then merge a-folded b-turned
   metanet match wide.pt narrow.pt --method transport --activation relu -o as-wide.safetensors
       the narrower network in the shapes of the wider one; then merge wide.pt as-wide.safetensors
   metanet match a.safetensors b.safetensors c.safetensors --activation relu -o common --out-element elements
@@ -85,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         data=data,
         element_file=options.out_element,
         out=options.out,
+        out_reference=options.out_reference,
         spec_file=options.spec,
         activation=options.activation,
         fixed=options.fix,
@@ -165,6 +168,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens per window of text (default 256, or the model's most)",
     )
+    add(
+        "--out-reference",
+        metavar="OUT",
+        help="with --method orthogonal, write A too, its gains folded as those of the aligned model are; the "
+        "two are then merged",
+    )
     add("--spec", type=Path, metavar="FILE", help="take the spec from this file")
     add("--activation", metavar="NAME", help="of a plain sequential checkpoint: relu, tanh, sine:30, …")
     add(
@@ -216,12 +225,7 @@ def match_by_map(options: argparse.Namespace, data: DataOptions) -> int:
     """Match two models by a soft map; what only an element can have is refused."""
     from metanet_zoo.matching.soft import match_softly
 
-    for name, default in (
-        ("free", []),
-        ("min_gain", None),
-        ("no_proof", False),
-        ("max_shard_size", 5 * 10**9),
-    ):
+    for name, default in ELEMENT_ONLY:
         if getattr(options, name) != default:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for methods that find a group element, which "
@@ -334,7 +338,8 @@ def match_many(options: argparse.Namespace) -> int:
         ("set", []),
         ("data", None),
     )
-    for name, default in (*two, ("text", None), ("network", None), ("max_sweeps", None)):
+    two = (*two, ("text", None), ("network", None), ("max_sweeps", None), ("out_reference", None))
+    for name, default in two:
         if getattr(options, name) != default:
             raise ValueError(f"--{name.replace('_', '-')} is for two models; leave it out")
     from metanet_zoo.matching.many import match_many_checkpoints
@@ -360,6 +365,16 @@ def match_many(options: argparse.Namespace) -> int:
         for path in (*report.elements, *report.outputs):
             print(f"wrote {path}")
     return 0
+
+
+ELEMENT_ONLY: tuple[tuple[str, Any], ...] = (
+    ("free", []),
+    ("min_gain", None),
+    ("no_proof", False),
+    ("max_shard_size", 5 * 10**9),
+    ("out_reference", None),
+)
+"""Options, and their defaults, of methods that find a group element."""
 
 
 class Meter:
@@ -420,6 +435,6 @@ def show(report: MatchReport) -> None:
     for note in found.notes:
         out.print(f"note: {escape(note)}", highlight=False)
     out.print(escape(str(report.proof)), highlight=False)
-    for path in (report.element_file, report.out):
+    for path in (report.element_file, report.out, report.out_reference):
         if path is not None:
             out.print(f"wrote {escape(path)}", highlight=False)

@@ -16,6 +16,7 @@ from metanet.merging.reference import ModelReference
 from metanet.spec import WeightSpec
 from metanet_zoo.matching.align import MAX_MEMORY, align_sources
 from metanet_zoo.matching.element_file import load_element
+from metanet_zoo.matching.folded import check_folded
 from metanet_zoo.matching.source_tensors import aligned_source
 from metanet_zoo.matching.universe import Method, common_order
 from metanet_zoo.merging.model import MergeModel
@@ -65,7 +66,8 @@ def align_models(
         for reference in references:
             if str(reference) in wanted.elements:
                 file = wanted.elements[str(reference)]
-                elements[reference] = load_element(file)[0]
+                elements[reference], facts = load_element(file)
+                check_folded(facts, models[reference].source, str(reference))
                 notes.append(f"{reference}: moved by the group element {file}")
     else:
         first = next(
