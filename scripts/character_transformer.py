@@ -30,7 +30,7 @@ NAME = "tinyshakespeare"
 class TextRecipe:
     """How a language model is trained."""
 
-    steps: int = 1000
+    steps: int = 600
     batch_size: int = 32
     context: int = 64
     learning_rate: float = 3e-3
@@ -121,7 +121,8 @@ def train_text(seed: int, out: Path, recipe: TextRecipe = RECIPE) -> Path:
         if step % 100 == 99:
             seconds = time.process_time() - begun
             print(
-                f"{NAME} seed {seed} step {step + 1}: loss {float(loss):.3f}, {seconds:.0f} CPU s", flush=True
+                f"{NAME} seed {seed} step {step + 1}: loss {float(loss.detach()):.3f}, {seconds:.0f} CPU s",
+                flush=True,
             )
     target.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(target)

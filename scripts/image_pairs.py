@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 POINTS = 25
 CALIBRATION = {"cifar10": 400}
 """Training images that corrections and activation matching look at: the last ones; by default 2,000."""
-TRAINING = {"mnist": 20000, "fashion-mnist": 20000, "cifar10": 600}
+TRAINING = {"mnist": 20000, "fashion-mnist": 20000, "cifar10": 400}
 """Training images over which the loss along the path is measured: the first ones; by default 2,000."""
 MANY: list[Start] = ["greedy", "sorted", "identity", *(["random"] * 20)]  # type: ignore[list-item]
 
@@ -76,7 +76,7 @@ ROWS = {
         Row("weights"),
         Row("weights", "BN reset"),
         Row("weights", "REPAIR"),
-        Row("weights", "RESCALE"),
+        Row("weights", "RESCALE", curve=False),
         Row("23 starts", "BN reset", curve=False),
         Row("activations", "BN reset"),
         Row("activations", "REPAIR"),
