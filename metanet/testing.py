@@ -10,12 +10,14 @@ Every assertion reports the worst error and where it is, and works in the precis
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metanet.axis import Axis, Fixed, Perm, concat, product
@@ -229,3 +231,40 @@ def _named(value: Any) -> dict[str, Tensor]:
         return {"tensor": value.detach()}
     tensors: Mapping[str, Tensor] = value if isinstance(value, Mapping) else value.tensors
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def peak_allocation(function: Callable[[], object]) -> int:
+    """Return the most bytes that tensors made during a call hold at a time; a library's own are not seen."""
+    allocations = _Allocations()
+    with allocations:
+        function()
+    return allocations.most
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of storages that are made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held, self.most = 0, 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if id(storage) in given or id(storage) in self.known:
+                continue
+            self.known.add(id(storage))
+            self.held += storage.nbytes()
+            self.most = max(self.most, self.held)
+            weakref.finalize(storage, self._free, id(storage), storage.nbytes())
+        return result
+
+    def _free(self, key: int, count: int) -> None:
+        self.known.discard(key)
+        self.held -= count
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

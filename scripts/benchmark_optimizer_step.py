@@ -3,7 +3,7 @@
 One thread; gradients are fixed random numbers. The optimizers take turns and the smallest CPU time of all
 rounds counts. *Without turning* gives every matrix the role ``embedding``, whose base direction is Adam's:
 what is left is the network alone. Muon multiplies in bfloat16, which not every CPU does fast; its float32
-twin stands beside it. Memory comes from processes of their own: the peak of three steps, less the state.
+twin stands beside it. Transients are what tensors made during a step hold at a time.
 
     python scripts/benchmark_optimizer_step.py
 """
@@ -11,10 +11,7 @@ twin stands beside it. Memory comes from processes of their own: the peak of thr
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -29,6 +26,7 @@ from metanet import spec_of
 from metanet.optim import LearnedOptimizer, MetaWeights
 from metanet.optim.pretrained import RULES
 from metanet.optim.roles import is_matrix, roles_of
+from metanet.testing import peak_allocation
 
 RESULTS = Path(__file__).parent / "results" / "benchmark_optimizer_step.md"
 
@@ -155,23 +153,13 @@ def floats_of_state(optimizers: list[Optimizer]) -> int:
     )
 
 
-def peak() -> int:
-    """Return the largest resident memory in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-
-
 def memory(model: str, kind: str) -> dict[str, float]:
-    """Return floats per parameter: of the state, and of what a step holds beside it."""
+    """Return floats per parameter: of the state, and of the tensors that a step holds beside it at a time."""
     network, optimizers = prepared(model, kind)
     count = sum(p.numel() for p in network.parameters())
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
-    before = peak()
-    for _ in range(3):
-        step(kind, optimizers)
-    grown = (peak() - before) / 4
-    state = floats_of_state(optimizers)
-    return {"state": state / count, "transient": (grown - state) / count}
+    step(kind, optimizers)
+    most = peak_allocation(lambda: step(kind, optimizers))
+    return {"state": floats_of_state(optimizers) / count, "transient": most / 4 / count}
 
 
 def measure(model: str, kinds: list[str], rounds: int) -> dict[str, dict[str, float]]:
@@ -184,9 +172,7 @@ def measure(model: str, kinds: list[str], rounds: int) -> dict[str, dict[str, fl
             best[kind] += [step(kind, made[kind]) for _ in range(repeats)]
     found = {}
     for kind in kinds:
-        command = [sys.executable, __file__, "--memory", model, kind]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found[kind] = {"ms": min(best[kind][1:]), **json.loads(answer)}
+        found[kind] = {"ms": min(best[kind][1:]), **memory(model, kind)}
     return found
 
 
@@ -216,13 +202,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="beginnings of names")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--memory", nargs=2, metavar=("MODEL", "KIND"), help="one figure, as JSON")
     parser.add_argument("--print", action="store_true", help="print alone, write no file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.memory:
-        print(json.dumps(memory(*options.memory)))
-        return
     load = ", ".join(f"{value:.1f}" for value in getloadavg())
     header = (
         f"# The step of learned optimizers\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, 1 thread, "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metanet.optim.chunks import Part
 from metanet.optim.roles import is_matrix
 from metanet.optim.rule import Item, UpdateRule
 
@@ -125,23 +126,6 @@ class Bucket:
         """Return where a parameter stands among the tensors of the bucket."""
         return slice(i * self.depth, (i + 1) * self.depth)
 
-    def move(self, parameters: Sequence[Tensor], moved: Tensor, rate: float, decay: float) -> None:
-        """Subtract ``rate * (moved + decay * parameter)``; in a narrow type the result is rounded once.
-
-        Args:
-            parameters: of the bucket.
-            moved: ``[K, *shape]`` directions, K the number of their tensors.
-            rate: step size.
-            decay: decoupled weight decay.
-        """
-        for parameter, direction in zip(parameters, moved.split(self.depth), strict=True):
-            wide = parameter if parameter.dtype == moved.dtype else parameter.to(moved.dtype)
-            if decay:
-                wide.mul_(1 - rate * decay)
-            wide.sub_(direction.reshape(parameter.shape), alpha=rate)
-            if wide is not parameter:
-                parameter.copy_(wide)
-
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         rows = [t.detach().reshape(self.depth, *self.shape) for t in tensors]
         wide = torch.float64 if rows[0].dtype == torch.float64 else torch.float32
@@ -163,6 +147,46 @@ class Bucket:
                 states[parameter] = kept
             self._state = stacked
         return self._state
+
+
+class BucketMover:
+    """Moves a bucket part by part, as a rule hands out the parts of its direction.
+
+    Parameters of a narrow type are moved in a wide copy and rounded once, in `finish`. A part whose direction
+    is not finite moves by the rule's fallback.
+
+    Args:
+        rule: the update rule.
+        parameters: of the bucket.
+        item: what the rule sees of them.
+        rate: step size.
+        decay: decoupled weight decay.
+    """
+
+    def __init__(
+        self, rule: UpdateRule, parameters: Sequence[Tensor], item: Item, rate: float, decay: float
+    ) -> None:
+        self.rule, self.parameters, self.item = rule, parameters, item
+        self.rate, self.decay = rate, decay
+        self.values = item.values.flatten(1)
+
+    def __call__(self, at: Part, direction: Tensor, *, again: bool = False) -> None:
+        """Move a part: ``p <- p - rate * (direction + decay * p)``, the decay once."""
+        values = self.values[at]
+        if not bool(torch.linalg.vector_norm(direction).isfinite()):
+            if again:
+                return
+            direction = self.rule.fallback(self.item).flatten(1)[at]
+        if self.decay and not again:
+            values.mul_(1 - self.rate * self.decay)
+        values.sub_(direction, alpha=self.rate)
+
+    def finish(self) -> None:
+        """Write the values back into parameters that do not share their memory."""
+        depth = len(self.values) // len(self.parameters)
+        for parameter, moved in zip(self.parameters, self.values.split(depth), strict=True):
+            if parameter.data_ptr() != moved.data_ptr():
+                parameter.copy_(moved.reshape(parameter.shape))
 
 
 def gradient_of(parameter: Tensor) -> Tensor:

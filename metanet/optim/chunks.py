@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from torch import Tensor
 
+Part: TypeAlias = tuple[slice, slice]
+"""Some of the K tensors of a bucket, and a part of their flattened values."""
 CHUNK = 1 << 15
 """Numbers of one bucket that are handled at once."""
+LAUNCHED = 1 << 7
+"""Chunks that an accelerator takes at once."""
 
 
-def chunks(flat: Tensor, row: int = 1, size: int = CHUNK) -> Iterator[tuple[slice, slice]]:
+def chunks(flat: Tensor, row: int = 1, size: int = CHUNK) -> Iterator[Part]:
     """Yield contiguous parts of ``[K, n]`` of about ``size`` numbers: some whole tensors, or a part of one.
 
     Args:
@@ -19,6 +24,7 @@ def chunks(flat: Tensor, row: int = 1, size: int = CHUNK) -> Iterator[tuple[slic
         size: numbers of a part.
     """
     count, length = flat.shape
+    size = size * LAUNCHED if flat.is_cuda else size
     height = max(size // max(length, 1), 1)
     width = max(length, 1) if length <= size else max(size // row, 1) * row
     for top in range(0, count, height):

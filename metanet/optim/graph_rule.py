@@ -25,7 +25,7 @@ from torch import Tensor
 from metanet.optim.links import Links
 from metanet.optim.mixing import rms
 from metanet.optim.network import FEATURES, FLOORS
-from metanet.optim.rule import Item, Meta, Metas
+from metanet.optim.rule import Item, Meta, Metas, UpdateRule
 from metanet.optim.structured import METAS, StructuredRule
 from metanet.optim.unit_network import Edges, UnitNetwork
 
@@ -41,6 +41,7 @@ class GraphRule(StructuredRule):
     linked = True
     needs_spec = True
     metas: Mapping[str, Meta] = {**METAS, **NETWORK.metas()}
+    move = UpdateRule.move  # by whole directions
 
     def directions(
         self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None

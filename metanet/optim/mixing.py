@@ -14,7 +14,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from metanet.optim.chunks import CHUNK
+from metanet.optim.chunks import CHUNK, Part
 from metanet.optim.links import SIDES, Links, Side, sides_of
 from metanet.optim.rule import Item, Meta, Metas
 
@@ -28,26 +28,28 @@ def mixing_metas(hidden: int, scale: float) -> dict[str, Meta]:
 
 @dataclass(slots=True)
 class Passed:
-    """What one pass of the network over a bucket leaves.
+    """What one pass of the network over a bucket leaves for when all of it, and of others, is known.
 
     Args:
-        moved: ``[K, *shape]``: D + rms(D) w·h, to which the mixed terms are still to be added.
-        size: ``[K]``, rms(D).
+        size: ``[K]``, what the terms are multiplied with: rms(D).
         terms: side -> ``[K, length]``: mixed terms of rows, columns or single values.
         messages: side -> ``[K, length]``: what the units of the side are sent.
     """
 
-    moved: Tensor
     size: Tensor
     terms: dict[Side, Tensor] = field(default_factory=dict)
     messages: dict[Side, Tensor] = field(default_factory=dict)
 
-    def finish(self) -> Tensor:
-        """Return the direction, with all mixed terms."""
-        for side, term in self.terms.items():
-            scaled = term * self.size[:, None]
-            self.moved += scaled if side == "vector" else scaled.unsqueeze(2 if side == "row" else 1)
-        return self.moved
+    def part(self, at: Part, values: Tensor) -> Tensor:
+        """Return the mixed terms of a part of the ``[K, *shape]`` values, in whole rows of matrices."""
+        some, part = at
+        size = self.size[some, None]
+        if "vector" in self.terms:
+            return self.terms["vector"][some, part] * size
+        length = values.shape[2]
+        rows = self.terms["row"][some, part.start // length : part.stop // length] * size
+        columns = self.terms["column"][some] * size
+        return (rows[:, :, None] + columns[:, None]).flatten(1)
 
 
 def exchange(metas: Metas, items: Sequence[Item], passed: Sequence[Passed], links: Links) -> None:
@@ -92,7 +94,7 @@ class UnitMeans:
             self.rows = values.new_empty((count, hidden, first))
             self.columns = values.new_zeros((count, hidden, self.shape[2]))
 
-    def add(self, units: Tensor, at: tuple[slice, slice], metas: Metas) -> None:
+    def add(self, units: Tensor, at: Part, metas: Metas) -> None:
         """Take in the ``[k, hidden, width]`` units of some tensors, in whole rows of matrices."""
         some, part = at
         if len(self.shape) == 2:

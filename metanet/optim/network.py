@@ -26,11 +26,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from metanet.optim.chunks import chunks
+from metanet.optim.chunks import CHUNK, chunks
 from metanet.optim.links import Links
 from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
-from metanet.optim.rule import Item, Meta, Metas
-from metanet.optim.structured import METAS, StructuredRule
+from metanet.optim.rule import Item, Meta, Metas, Mover
+from metanet.optim.structured import METAS, Base, StructuredRule
 
 FEATURES = 7
 TIMES = 2
@@ -65,46 +65,96 @@ class PerParameterRule(StructuredRule):
         self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
     ) -> list[Tensor]:
         """Return D + rms(D) f for every bucket."""
-        bases = self.bases(metas, items, progress)
-        passed = [
-            self._pass(metas, item, base, progress, links) for item, base in zip(items, bases, strict=True)
-        ]
+        bases, passed = self.bases(metas, items, progress), []
+        for item, (moved, adam) in zip(items, bases, strict=True):
+            base = Base(item, (), 1.0, self.buffers, moved.flatten(1), adam.flatten(1))
+            passed.append(self._pass(metas, base, progress, links, None))
         if links is not None and self.mixing:
             exchange(metas, items, passed, links)
-        return [result.finish() for result in passed]
+        for item, (moved, _), result in zip(items, bases, passed, strict=True):
+            for at in chunks(moved.flatten(1), item.values.shape[-1]) if result.terms else ():
+                moved.flatten(1)[at].add_(result.part(at, item.values))
+        return [moved for moved, _ in bases]
+
+    def move(
+        self,
+        metas: Metas,
+        items: Sequence[Item],
+        progress: float,
+        links: Links | None,
+        movers: Sequence[Mover],
+    ) -> None:
+        """Move every bucket by what it needs no other for, chunk by chunk, and then by the mixed terms."""
+        passed = []
+        for item, mover in zip(items, movers, strict=True):
+            passed.append(self._pass(metas, self.parted(metas, item, progress), progress, links, mover))
+        if links is not None and self.mixing:
+            exchange(metas, items, passed, links)
+        for item, mover, result in zip(items, movers, passed, strict=True):
+            for at in chunks(item.values.flatten(1), item.values.shape[-1]) if result.terms else ():
+                mover(at, result.part(at, item.values), again=True)
 
     def _pass(
-        self, metas: Metas, item: Item, base: tuple[Tensor, Tensor], progress: float, links: Links | None
+        self,
+        metas: Metas,
+        base: Base,
+        progress: float,
+        links: Links | None,
+        mover: Mover | None,
     ) -> Passed:
-        """Run the network over a bucket, a chunk at a time; no map of its hidden units is ever whole."""
-        moved, adam = base
-        if moved.device != metas["first"].device:
-            metas = {name: meta.to(moved.device) for name, meta in metas.items()}
-        count = len(moved)
-        flat = [f.flatten(1) for f in (item.gradients, *item.state["momenta"], adam, moved, item.values)]
-        sizes = torch.stack([rms(feature) for feature in flat], 1)
+        """Run the network over a bucket, a chunk at a time; no map of its hidden units is ever whole.
+
+        Args:
+            metas: meta-parameters.
+            base: the bucket and its structured direction D.
+            progress: τ in [0, 1].
+            links: which units tensors share.
+            mover: takes parts of D + rms(D) w·h; None to leave them where D is.
+        """
+        item, values = base.item, base.item.values.flatten(1)
+        if values.device != metas["first"].device:
+            metas = {name: meta.to(values.device) for name, meta in metas.items()}
+        sources = [item.gradients.flatten(1), *item.state["momenta"].flatten(2)]
+        sizes = self._sizes(base, sources, values)
         weight = metas["first"].unflatten(1, (self.hidden, FEATURES))
         weight = weight / (sizes + sizes.new_tensor(FLOORS))[:, None]
         times = metas["first"].new_tensor([progress - 0.5, 4 * (progress - 0.5) ** 2])
         bias = metas["first_bias"] + metas["first_time"].unflatten(1, (self.hidden, TIMES)) @ times
-        weight = torch.cat([weight, bias[..., None].expand(count, -1, -1)], 2)
+        weight = torch.cat([weight, bias[..., None].expand(len(values), -1, -1)], 2)
         own = metas["own"][:, None] * sizes[:, 5, None, None]
         sums = UnitMeans(item, self.hidden, links) if self.mixing else None
-        for some, part in chunks(flat[5], item.values.shape[-1]):
-            height, width = some.stop - some.start, part.stop - part.start
-            inputs = self.buffers.take("inputs", (height, FEATURES + 1, width), moved)
-            ones = moved.new_ones(1).expand(height, width)
-            torch.stack([*(feature[some, part] for feature in flat), ones], 1, out=inputs)
-            units = self.buffers.take("units", (height, self.hidden, width), moved)
+        for at in chunks(values, item.values.shape[-1]):
+            some, height, width = at[0], at[0].stop - at[0].start, at[1].stop - at[1].start
+            inputs = self.buffers.take("inputs", (height, FEATURES + 1, width), values)
+            ones = values.new_ones(1).expand(height, width)
+            parts = [source[at] for source in sources]
+            adam = base.adam(at)
+            moved = adam if base.moved is None else base.moved[at]
+            torch.stack([*parts, adam, moved, values[at], ones], 1, out=inputs)
+            units = self.buffers.take("units", (height, self.hidden, width), values)
             torch.bmm(weight[some], inputs, out=units).clamp_(-1, 1)
-            change = self.buffers.take("change", (height, 1, width), moved)
-            flat[5][some, part].add_(torch.bmm(own[some], units, out=change)[:, 0])
             if sums is not None:
-                sums.add(units, (some, part), metas)
-        result = Passed(moved, sizes[:, 5])
+                sums.add(units, at, metas)
+            change = self.buffers.take("change", (height, 1, width), values)
+            moved.add_(torch.bmm(own[some], units, out=change)[:, 0])
+            if mover is not None:
+                mover(at, moved)
+        result = Passed(sizes[:, 5])
         if sums is not None:
             result.terms, result.messages = sums.finish(metas)
         return result
+
+    def _sizes(self, base: Base, sources: Sequence[Tensor], values: Tensor) -> Tensor:
+        """Return the ``[K, features]`` root mean squares of the features."""
+        if base.whole is not None:
+            adam = rms(base.whole)
+        else:
+            squares = values.new_zeros(len(values))
+            for at in chunks(values, size=2 * CHUNK):
+                squares[at[0]] += torch.linalg.vector_norm(base.adam(at), dim=1).square_()
+            adam = (squares / values.shape[1]).sqrt_()
+        moved = adam if base.moved is None else rms(base.moved)
+        return torch.stack([*(rms(source) for source in sources), adam, moved, rms(values)], 1)
 
 
 class MixingRule(PerParameterRule):

@@ -28,7 +28,12 @@ BLOCKS = 4
 
 
 def orthogonalize(
-    matrices: Tensor, *, steps: int = STEPS, eps: float = 1e-7, buffers: Buffers | None = None
+    matrices: Tensor,
+    *,
+    steps: int = STEPS,
+    eps: float = 1e-7,
+    buffers: Buffers | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return matrices with the same singular vectors whose singular values are near one (0.7 … 1.2).
 
@@ -36,7 +41,8 @@ def orthogonalize(
         matrices: ``[K, rows, columns]``.
         steps: iterations ``X <- P X`` with ``P = a + b XXᵀ + c (XXᵀ)²``.
         eps: added to the Frobenius norm that the matrices are divided by first.
-        buffers: memory for what comes between.
+        buffers: memory for what comes between, where it is small.
+        out: of the same shape, for the result; the matrices themselves will do.
 
     Large float32 matrices are multiplied in bfloat16 where the hardware does that faster, as Muon's are.
 
@@ -44,8 +50,9 @@ def orthogonalize(
         ``[K, rows, columns]``.
     """
     wide = matrices.size(-2) <= matrices.size(-1)
-    result = torch.empty_like(matrices, memory_format=torch.contiguous_format)
-    buffers = Buffers() if buffers is None else buffers
+    result = torch.empty_like(matrices, memory_format=torch.contiguous_format) if out is None else out
+    if buffers is None or matrices[0].numel() > CACHED:
+        buffers = Buffers()
     height = min(matrices.shape[1:])
     width = max(CACHED // (2 * height * (height + max(matrices.shape[1:]))), 1)
     for start in range(0, len(matrices), width):

@@ -23,6 +23,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from metanet.optim.chunks import chunks
 from metanet.optim.links import Links
 from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, whole_rows
 from metanet.optim.pointwise import TIMES, hidden_units, layers, linear, on_device, sizes, times
@@ -62,12 +63,17 @@ class DeepSetsRule(UpdateRule):
         self, metas: Metas, items: Sequence[Item], progress: float, links: Links | None = None
     ) -> list[Tensor]:
         """Return m + β f."""
-        passed = [self._pass(on_device(metas, item.values), item, links) for item in items]
+        found = [self._pass(on_device(metas, item.values), item, links) for item in items]
+        moves, passed = [moved for moved, _ in found], [result for _, result in found]
         if links is not None and self.mixing:
             exchange(metas, items, passed, links)
-        return [result.finish() for result in passed]
+        for (moved, result), item in zip(zip(moves, passed, strict=True), items, strict=True):
+            flat = moved.flatten(1)
+            for at in chunks(flat, item.values.shape[-1]) if result.terms else ():
+                flat[at].add_(result.part(at, item.values))
+        return moves
 
-    def _pass(self, metas: Metas, item: Item, links: Links | None) -> Passed:
+    def _pass(self, metas: Metas, item: Item, links: Links | None) -> tuple[Tensor, Passed]:
         momenta = item.state["momenta"]
         for decay, momentum in zip(DECAYS, momenta, strict=True):
             momentum.lerp_(item.gradients, 1 - decay)
@@ -89,10 +95,10 @@ class DeepSetsRule(UpdateRule):
             flat[:, part] += beta * linear(metas, units, 3)[:, 0]
             if sums is not None:
                 sums.add(units, (slice(0, len(units)), part), metas)
-        result = Passed(moved, beta[:, 0].expand(len(moved)))
+        result = Passed(beta[:, 0].expand(len(moved)))
         if sums is not None:
             result.terms, result.messages = sums.finish(metas)
-        return result
+        return moved, result
 
 
 class UNFRule(DeepSetsRule):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metanet.optim.bucket import Bucket, bucket_key, check_parameter, gradient_of
+from metanet.optim.bucket import Bucket, BucketMover, bucket_key, check_parameter, gradient_of
 from metanet.optim.links import Links, sides_of
 from metanet.optim.pretrained import MetaWeights, load_meta_weights
 from metanet.optim.roles import is_matrix, roles_of, stacked_entries, stacked_of
@@ -233,16 +233,17 @@ class LearnedOptimizer(Optimizer):
         first, rule = self.param_groups[0], self.weights.rule
         progress = min((first["step"] + 0.5) / first["total_steps"], 1.0)
         metas = self.weights.as_type(pending[0][2].values.dtype)
-        moves = rule.directions(metas, [item for *_, item in pending], progress, self.links)
-        for (bucket, parameters, item), moved in zip(pending, moves, strict=True):
+        movers = []
+        for bucket, parameters, item in pending:
             group = self.param_groups[bucket.group]
             step, total = int(group["step"]), int(group["total_steps"])
             if step >= total:
                 self._warn_horizon(total)
-            if not bool(torch.linalg.vector_norm(moved).isfinite()):
-                moved = rule.fallback(item)
             rate = float(rule.rate(metas, item.role, min(step, total - 1), total)) * float(group["lr"])
-            bucket.move(parameters, moved, rate, group["weight_decay"])
+            movers.append(BucketMover(rule, parameters, item, rate, group["weight_decay"]))
+        rule.move(metas, [item for *_, item in pending], progress, self.links, movers)
+        for mover in movers:
+            mover.finish()
 
     def buckets(self) -> list[Bucket]:
         """Return the parameters by shape, role and device; the small ones of a bucket move at once."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from metanet.optim.chunks import Part
 from metanet.optim.links import Links
 
 ROLES = ("hidden", "output", "embedding", "vector")
@@ -50,6 +51,11 @@ def add_scaled(total: Tensor, term: Tensor, by: Factor) -> Tensor:
     return total.add_(term, alpha=by) if by else total
 
 
+def part_of(by: Factor, some: slice) -> Factor:
+    """Return the factors of some of the tensors of a bucket."""
+    return by[some] if isinstance(by, Tensor) else by
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One bucket in a step.
@@ -71,6 +77,16 @@ class Item:
     count: int
     entry: str | None = None
     stacked: bool = False
+
+
+class Mover(Protocol):
+    """Takes the direction of a part of a bucket, ``[k, width]`` at some tensors and values, and moves it.
+
+    ``again`` says that this part has been moved before, by what did not need all of the bucket.
+    """
+
+    def __call__(self, at: Part, direction: Tensor, *, again: bool = False) -> None:
+        """Subtract a multiple of the direction."""
 
 
 class UpdateRule(ABC):
@@ -127,6 +143,30 @@ class UpdateRule(ABC):
             progress: τ in [0, 1], how much of the training is over.
             links: which units tensors share; None leaves terms across tensors out.
         """
+
+    def move(
+        self,
+        metas: Metas,
+        items: Sequence[Item],
+        progress: float,
+        links: Links | None,
+        movers: Sequence[Mover],
+    ) -> None:
+        """Hand what `directions` returns to a mover per bucket; rules that can do so go part by part.
+
+        Whoever overrides one of the two in a class that has both of its own overrides the other.
+
+        Args:
+            metas: meta-parameters.
+            items: buckets, whose values the movers change.
+            progress: τ in [0, 1].
+            links: which units tensors share.
+            movers: see `Mover`.
+        """
+        found = self.directions(metas, items, progress, links)
+        for mover, moved in zip(movers, found, strict=True):
+            flat = moved.flatten(1)
+            mover((slice(0, flat.shape[0]), slice(0, flat.shape[1])), flat)
 
     def fallback(self, item: Item) -> Tensor:
         """Return the direction that is taken where the rule's own is not finite: Adam's."""

@@ -24,6 +24,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import cos, exp, log, pi
 
@@ -31,10 +32,21 @@ import torch
 from torch import Tensor
 
 from metanet.optim.buffers import Buffers, laid, together
-from metanet.optim.chunks import CHUNK, chunks
+from metanet.optim.chunks import CHUNK, Part, chunks
 from metanet.optim.links import Links
 from metanet.optim.newton_schulz import orthogonalize
-from metanet.optim.rule import ROLES, Factor, Item, Meta, Metas, UpdateRule, add_scaled, factor
+from metanet.optim.rule import (
+    ROLES,
+    Factor,
+    Item,
+    Meta,
+    Metas,
+    Mover,
+    UpdateRule,
+    add_scaled,
+    factor,
+    part_of,
+)
 
 BETAS = (0.8, 0.95, 0.99)
 SECOND_BETA = 0.99
@@ -59,6 +71,45 @@ METAS: Mapping[str, Meta] = {
 
 def _is_turned(item: Item) -> bool:
     return item.values.ndim == 3 and item.role != "embedding"
+
+
+@dataclass(slots=True)
+class Base:
+    """The direction D of a bucket, and the Adam direction beside it, which need not be whole.
+
+    Args:
+        item: the bucket, whose state has seen the gradients.
+        weights: of the gradient and the momenta in the Adam direction.
+        spread: inverse root of the second moment's correction.
+        buffers: memory for a part of the Adam direction.
+        moved: ``[K, n]``, D of matrices; None where it is the Adam direction.
+        whole: ``[K, n]``, the Adam direction if it is at hand.
+    """
+
+    item: Item
+    weights: Sequence[Factor]
+    spread: float
+    buffers: Buffers
+    moved: Tensor | None = None
+    whole: Tensor | None = None
+
+    def adam(self, at: Part, out: Tensor | None = None) -> Tensor:
+        """Return a part of the Adam direction, written to ``out`` if it is not at hand."""
+        if self.whole is not None:
+            return self.whole[at]
+        gradient = self.item.gradients.flatten(1)[at]
+        momenta = [momentum[at] for momentum in self.item.state["momenta"].flatten(2)]
+        out = self.buffers.take("part of adam", gradient.shape, gradient) if out is None else out
+        root = torch.sqrt(
+            self.item.state["second"][0].flatten(1)[at],
+            out=self.buffers.take("part of root", gradient.shape, gradient),
+        )
+        _mix([gradient, *momenta], self.weights, at[0], out)
+        return out.div_(root.mul_(self.spread).add_(EPS))
+
+    def direction(self, at: Part) -> Tensor:
+        """Return a part of D; it may be changed."""
+        return self.adam(at) if self.moved is None else self.moved[at]
 
 
 class StructuredRule(UpdateRule):
@@ -94,6 +145,20 @@ class StructuredRule(UpdateRule):
         """Return o O + s A + λ W for matrices between units, A for vectors and embeddings."""
         return [moved for moved, _ in self.bases(metas, items, progress)]
 
+    def move(
+        self,
+        metas: Metas,
+        items: Sequence[Item],
+        progress: float,
+        links: Links | None,
+        movers: Sequence[Mover],
+    ) -> None:
+        """Move every bucket chunk by chunk; of a matrix between units D alone is whole."""
+        for item, mover in zip(items, movers, strict=True):
+            base = self.parted(metas, item, progress)
+            for at in chunks(item.values.flatten(1)):
+                mover(at, base.direction(at))
+
     def bases(self, metas: Metas, items: Sequence[Item], progress: float) -> list[tuple[Tensor, Tensor]]:
         """Return the direction of every bucket, and the Adam direction beside it (the same one for vectors).
 
@@ -105,19 +170,37 @@ class StructuredRule(UpdateRule):
         adam, mixed = (
             self.buffers.take(name, whole.values.shape, whole.values) for name in ("adam", "mixed")
         )
-        self._accumulate(metas, whole, progress, adam, mixed)
+        base = self._accumulate(metas, whole, progress, adam=adam, mixed=mixed)
         values = [item.values for item in items]
-        return [
-            (self._turned(metas, item, mix, own), own) if _is_turned(item) else (own, own)
-            for item, own, mix in zip(items, laid(adam, values), laid(mixed, values), strict=True)
-        ]
+        found = []
+        for item, own, mix in zip(items, laid(adam, values), laid(mixed, values), strict=True):
+            if _is_turned(item):
+                self._turn(metas, replace(base, item=item, whole=own.flatten(1)), mix)
+            found.append((mix if _is_turned(item) else own, own))
+        return found
 
     def base(self, metas: Metas, item: Item, progress: float) -> tuple[Tensor, Tensor]:
         """Return the direction of one bucket, and the Adam direction beside it (the same one for vectors)."""
         adam = torch.empty_like(item.values, memory_format=torch.contiguous_format)
-        mixed = torch.empty_like(adam) if _is_turned(item) else None
-        self._accumulate(metas, item, progress, adam, mixed)
-        return adam if mixed is None else self._turned(metas, item, mixed, adam), adam
+        base = self.parted(metas, item, progress, adam)
+        return adam if base.moved is None else base.moved.view_as(adam), adam
+
+    def parted(self, metas: Metas, item: Item, progress: float, adam: Tensor | None = None) -> Base:
+        """Take the gradients of a bucket into its state and return its direction.
+
+        Args:
+            metas: meta-parameters.
+            item: the bucket.
+            progress: τ in [0, 1].
+            adam: of the values' shape, where the whole Adam direction is wanted.
+        """
+        mixed = None
+        if _is_turned(item):
+            mixed = torch.empty_like(item.values, memory_format=torch.contiguous_format)
+        base = self._accumulate(metas, item, progress, adam=adam, mixed=mixed)
+        if mixed is not None:
+            base.moved = self._turn(metas, base, mixed).flatten(1)
+        return base
 
     def _together(self, items: Sequence[Item]) -> Item | None:
         """Return all buckets as one ``[K, n]`` if they lie side by side; what is between them is zero."""
@@ -129,29 +212,33 @@ class StructuredRule(UpdateRule):
         state = {"momenta": momenta, "second": second}
         return Item("vector", gradients, gradients, state, items[0].count)
 
-    def _turned(self, metas: Metas, item: Item, mixed: Tensor, adam: Tensor) -> Tensor:
-        """Return o O + s A + λ W of a matrix, in the memory of its mixture."""
+    def _turn(self, metas: Metas, base: Base, mixed: Tensor) -> Tensor:
+        """Turn the mixture of a matrix into o O + s A + λ W, in place."""
 
         def size(name: str, at: int) -> Factor:
             return factor(metas[name][:, at], 3)
 
-        values, place = item.values, ROLES.index(item.role)
+        values, place = base.item.values, ROLES.index(base.item.role)
         rows, columns = values.shape[1:]
-        turned = orthogonalize(mixed, buffers=self.buffers)
+        orthogonalize(mixed, buffers=self.buffers, out=mixed)
         scale = factor(metas["log_orthogonal"][:, place].exp() * max(1.0, rows / columns) ** 0.5, 3)
         power = size("row_power", 0)
         if isinstance(power, Tensor) or power:
-            squares = torch.linalg.vector_norm(turned, dim=-1, keepdim=True).square_().div_(columns)
+            squares = torch.linalg.vector_norm(mixed, dim=-1, keepdim=True).square_().div_(columns)
             squares.add_(1e-12)
             scale = scale * (squares.mean(-2, keepdim=True) / squares).pow_(power * 0.5)
-        moved = torch.mul(turned, scale, out=mixed)
-        add_scaled(moved, adam, size("adam", place))
-        return add_scaled(moved, values, size("decay", 0))
+        mixed.mul_(scale)
+        share, decay = factor(metas["adam"][:, place], 2), factor(metas["decay"][:, 0], 2)
+        moved, own = mixed.flatten(1), values.flatten(1)
+        for at in chunks(moved, size=2 * CHUNK):
+            add_scaled(moved[at], base.adam(at), part_of(share, at[0]))
+            add_scaled(moved[at], own[at], part_of(decay, at[0]))
+        return mixed
 
     def _accumulate(
-        self, metas: Metas, item: Item, progress: float, adam: Tensor, mixed: Tensor | None
-    ) -> None:
-        """Take the gradients into the state and write both mixtures, a chunk at a time."""
+        self, metas: Metas, item: Item, progress: float, *, adam: Tensor | None, mixed: Tensor | None
+    ) -> Base:
+        """Take the gradients into the state and write mixtures that are wanted whole, a chunk at a time."""
         gradients, momenta = item.gradients.flatten(1), item.state["momenta"].flatten(2)
         second = item.state["second"][0].flatten(1)
         corrections = [1.0, *(1 - beta**item.count for beta in BETAS)]
@@ -160,20 +247,26 @@ class StructuredRule(UpdateRule):
             found = metas[name] + metas[name + "_drift"] * (progress - 0.5)
             return [factor(found[:, i] / correction, 2) for i, correction in enumerate(corrections)]
 
-        outputs = [(adam.flatten(1), weights("adam_momentum"))]
-        if mixed is not None:
-            outputs.append((mixed.flatten(1), weights("momentum")))
         spread = (1 - SECOND_BETA**item.count) ** -0.5
-        for part in chunks(gradients, size=2 * CHUNK):
-            gradient = gradients[part]
-            carried = [momentum[part] for momentum in momenta]
+        base = Base(item, weights("adam_momentum"), spread, self.buffers)
+        mixture = weights("momentum")
+        for at in chunks(gradients, size=2 * CHUNK):
+            gradient = gradients[at]
+            carried = [momentum[at] for momentum in momenta]
             for beta, momentum in zip(BETAS, carried, strict=True):
                 momentum.lerp_(gradient, 1 - beta)
-            square = second[part].mul_(SECOND_BETA)
+            square = second[at].mul_(SECOND_BETA)
             square.addcmul_(gradient, gradient, value=1 - SECOND_BETA)
-            for output, by in outputs:
-                here = [amount[part[0]] if isinstance(amount, Tensor) else amount for amount in by]
-                total = torch.mul(gradient, here[0], out=output[part])
-                for term, amount in zip(carried, here[1:], strict=True):
-                    add_scaled(total, term, amount)
-            outputs[0][0][part].div_(square.sqrt().mul_(spread).add_(EPS))
+            if mixed is not None:
+                _mix([gradient, *carried], mixture, at[0], mixed.flatten(1)[at])
+            if adam is not None:
+                base.adam(at, adam.flatten(1)[at])
+        base.whole = None if adam is None else adam.flatten(1)
+        return base
+
+
+def _mix(terms: Sequence[Tensor], by: Sequence[Factor], some: slice, out: Tensor) -> None:
+    """Write the weighted sum of terms."""
+    torch.mul(terms[0], part_of(by[0], some), out=out)
+    for term, amount in zip(terms[1:], by[1:], strict=True):
+        add_scaled(out, term, part_of(amount, some))

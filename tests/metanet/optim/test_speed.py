@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
+from metanet import spec_of
+from metanet.optim import LearnedOptimizer, MetaWeights
 from metanet.optim.buffers import Buffers, laid, padded, together
 from metanet.optim.meta.evolution import PersistentES
 from metanet.optim.meta.tasks import Classification, MLPTask
 from metanet.optim.meta.trainer import Group, apply
 from metanet.optim.newton_schulz import COEFFICIENTS, STEPS, orthogonalize
 from metanet.optim.pretrained import RULES
+from metanet.optim.rule import UpdateRule
+from metanet.testing import peak_allocation
+from tests.metanet.optim.networks import mlp, train, weights
 
 
 def test_views_side_by_side_are_found_again() -> None:
@@ -79,3 +86,57 @@ def test_orthogonal_factors_are_those_of_the_plain_iteration(shape: tuple[int, i
         x = a * x + (b * gram + c * gram @ gram) @ x
     found = orthogonalize(matrices)
     torch.testing.assert_close(found, x if shape[1] <= shape[2] else x.mT, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["structured", "per_parameter", "mixing"])
+@pytest.mark.parametrize("role", ["embedding", "hidden"])
+def test_a_step_holds_chunks_and_one_matrix(name: str, role: str) -> None:
+    """Matrices between units: the mixture and what the products need of one at a time; others: chunks."""
+    parameters = [torch.zeros(600, 500, requires_grad=True) for _ in range(3)]
+    group = {"params": parameters, "role": role}
+    optimizer = LearnedOptimizer([group], total_steps=9, weights=weights(name))
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    held = peak_allocation(optimizer.step) / 4 / parameters[0].numel()
+    if role == "embedding":
+        assert held < 0.2
+    else:
+        assert 1 < held < 3
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_parts_of_a_step_are_the_whole_one(rule: str) -> None:
+    """What a rule moves part by part is what it calls its direction."""
+    ends = []
+    for whole in (False, True):
+        made = RULES[rule]()
+        if whole:
+            made.move = types.MethodType(UpdateRule.move, made)  # type: ignore[method-assign]
+        metas = {name: meta.clone() for name, meta in weights(rule).metas.items()}
+        model = mlp().double()
+        spec = spec_of(model, torch.zeros(2, 5).double())
+        optimizer = LearnedOptimizer(
+            model.named_parameters(),
+            total_steps=4,
+            weights=MetaWeights(rule, made, metas),
+            spec=spec,
+            weight_decay=0.1,
+        )
+        train(model, optimizer, 3)
+        ends.append([p.detach() for p in model.parameters()])
+    for mine, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_peaks_count_what_is_held_at_a_time() -> None:
+    def work() -> None:
+        x = torch.zeros(1000)
+        y = x + 1
+        del x
+        many = [y * i for i in range(5)]
+        view = many[0].view(10, 100)[3:]
+        del many, y
+        torch.cat([view, view]).sum()
+
+    assert peak_allocation(work) == 4 * 6000
