@@ -26,11 +26,13 @@ class Gains:
         rows: from rows and biases, ``[outer, n₁, n₁', n₂, n₂', …]`` along the chain of groups.
         readers: the same from columns that read the units; kept apart where a freedom tells them apart.
         biases: ``([n, f], [n, f])`` biases that a phase would shift.
+        sign: number of an action that flips units; the readers are then all places where it does.
     """
 
     rows: Tensor | None = None
     readers: Tensor | None = None
     biases: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    sign: int | None = None
 
     @property
     def plain(self) -> Tensor | None:
@@ -73,7 +75,10 @@ def gains_of(
         if features is not None:
             left, right = features(place.block, left, place), features(place.block, right, place)
         left, right = left.reshape(*left.shape[:2], -1), right.reshape(*right.shape[:2], -1)
-        if atom.role == "in" and group.freedoms:
+        if place.sign is not None:
+            gains.sign = place.sign
+            gains.readers = _add_products(gains.readers, left, right)
+        elif atom.role == "in" and group.freedoms:
             gains.readers = _add_products(gains.readers, left, right)
         else:
             gains.rows = _add_products(gains.rows, left, right)
@@ -172,6 +177,20 @@ def with_flips(spec: WeightSpec, name: str, gains: Gains) -> Flips:
                             better, choice if isinstance(choice, Tensor) else float(choice), chosen[kind]
                         )
     return Flips(best, chosen)
+
+
+def with_sign(gains: Gains) -> Flips:
+    """Choose for every pair of units the sign of the places that an action flips: R + |I| is gained.
+
+    Args:
+        gains: of the group alone.
+    """
+    assert gains.readers is not None
+    best = gains.readers.abs()
+    return Flips(
+        best if gains.rows is None else best.add_(gains.rows),
+        {"sign": torch.where(gains.readers < 0, -1.0, 1.0).to(gains.readers)},
+    )
 
 
 def _phases(

@@ -8,7 +8,7 @@ convolution) cannot move in one linear step; those left out have a move of their
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from metanet.axis import Atom, Perm
@@ -40,6 +40,7 @@ class Place:
         outer: dimensions of the ancestors that stay, outermost first.
         inner: dimensions of the chain, in its order.
         rest: the other dimensions.
+        sign: number of the action that flips the units here, or None (`metanet.matching.action_signs`).
     """
 
     block: int
@@ -47,6 +48,7 @@ class Place:
     outer: tuple[int, ...]
     inner: tuple[int, ...]
     rest: tuple[int, ...]
+    sign: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,19 @@ class Move:
         return frozenset(place.block for place in self.places)
 
 
-def moves_of(spec: WeightSpec, blocks: Sequence[Block], fixed: Collection[str] = ()) -> tuple[Move, ...]:
+def moves_of(
+    spec: WeightSpec,
+    blocks: Sequence[Block],
+    fixed: Collection[str] = (),
+    signs: Sequence[Mapping[int, int]] = (),
+) -> tuple[Move, ...]:
     """Return the moves that reach every group, in the order of the spec.
 
     Args:
         spec: the spec.
         blocks: the blocks that are compared.
         fixed: groups that must stay as they are.
+        signs: for every block, position of an atom -> number of the action that flips it.
     """
     moves: list[Move] = []
     covered: set[str] = set()
@@ -85,7 +93,7 @@ def moves_of(spec: WeightSpec, blocks: Sequence[Block], fixed: Collection[str] =
         if group.name in covered and not root.children:
             continue
         covered |= set(root.groups[1:])
-        places = tuple(_places(spec, blocks, root))
+        places = tuple(_places(spec, blocks, root, signs))
         if places:
             moves.append(Move(root, spec.ancestors(group.name), places))
     # A group that moved along with an ancestor needs no move of its own, unless it carries others.
@@ -111,7 +119,9 @@ def _tree(spec: WeightSpec, blocks: Sequence[Block], top: str, fixed: Collection
     return node(top)
 
 
-def _places(spec: WeightSpec, blocks: Sequence[Block], root: Node) -> list[Place]:
+def _places(
+    spec: WeightSpec, blocks: Sequence[Block], root: Node, signs: Sequence[Mapping[int, int]]
+) -> list[Place]:
     found: list[Place] = []
     members = set(root.groups)
     for number, block in enumerate(blocks):
@@ -130,6 +140,7 @@ def _places(spec: WeightSpec, blocks: Sequence[Block], root: Node) -> list[Place
                     tuple(place for place in line if place not in own),
                     inner,
                     tuple(place for place in range(len(block.atoms)) if place not in line),
+                    signs[number].get(at) if signs and len(line) == 1 else None,
                 )
             )
     return found

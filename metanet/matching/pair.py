@@ -12,6 +12,7 @@ from metanet.blocks import Block, blocks_of, split
 from metanet.elements.freedom import phase_shift, unit_factor
 from metanet.elements.wreath import chain_of, lay, permute_block
 from metanet.group import GroupElement
+from metanet.matching.action_signs import sign_actions, sign_places
 from metanet.matching.moves import Move, moves_of
 from metanet.spec import WeightSpec
 
@@ -62,7 +63,9 @@ class Pair:
                     self.b.append(y)
         self.blocks: Sequence[Block] = tuple(blocks)
         self.parents = tuple(block.parents(spec) for block in blocks)
-        self.moves: Sequence[Move] = moves_of(spec, blocks, fixed)
+        chosen = sign_actions(spec)
+        self.signs = tuple(sign_places(spec, block, chosen) for block in blocks)
+        self.moves: Sequence[Move] = moves_of(spec, blocks, fixed, self.signs)
         self.start = list(self.b)
         self.element = GroupElement.identity(spec)
 
@@ -77,7 +80,13 @@ class Pair:
 
     def moved(self, element: GroupElement, blocks: Collection[int]) -> dict[int, Tensor]:
         """Return what an element makes of some blocks of b, as permuted so far."""
-        return {i: act_block(element, self.blocks[i], self.parents[i], self.b[i]) for i in blocks}
+        found = {i: act_block(element, self.blocks[i], self.parents[i], self.b[i]) for i in blocks}
+        for i, tensor in found.items() if element.actions else ():
+            for at, number in self.signs[i].items():
+                if number in element.actions:
+                    signs = lay(element.actions[number], [at], tensor.shape)
+                    found[i] = found[i] * signs.to(tensor)
+        return found
 
     def advance(self, element: GroupElement, moved: Mapping[int, Tensor]) -> None:
         """Take a step: compose the element, keep what it made of the blocks."""
@@ -86,7 +95,18 @@ class Pair:
         self.element = element @ self.element
 
     def restart(self, element: GroupElement) -> None:
-        """Begin again with b moved by an element."""
+        """Begin again with b moved by an element.
+
+        Raises:
+            ValueError: it uses actions other than the signs that matching uses.
+        """
+        usable = {number for places in self.signs for number in places.values()}
+        if others := set(element.actions) - usable:
+            kinds = ", ".join(sorted({self.spec.actions[number].kind for number in others}))
+            raise ValueError(
+                f"matching uses permutations and flips, and cannot begin at an element with {kinds} actions: "
+                "act with it first, and match what comes out"
+            )
         self.element = element
         self.b = list(self.start)
         self.b = list(self.moved(element, range(len(self.blocks))).values())

@@ -57,6 +57,7 @@ def _sorted(pair: Pair) -> GroupElement:
     spec = pair.spec
     moving = {name for move in pair.moves for name in move.groups}
     flipping = {group.name for group in spec.groups if group.freedoms}
+    flipping |= {spec.actions[n].groups[0] for places in pair.signs for n in places.values()}
 
     def features(number: int, values: Tensor, place: Place) -> Tensor:
         atoms = [pair.blocks[number].atoms[dim] for dim in place.rest]

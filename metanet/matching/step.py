@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metanet.group import GroupElement
 from metanet.matching.assignment import assign, assigned
-from metanet.matching.gains import Gains, with_flips
+from metanet.matching.gains import Gains, with_flips, with_sign
 from metanet.matching.moves import Move, Node
 from metanet.spec import FreedomKind, WeightSpec
 
@@ -60,7 +60,8 @@ def best_element(
         inertia: added to the gain of staying, for groups that a block carries twice.
     """
     freedoms: dict[tuple[str, FreedomKind], Tensor] = {}
-    solved = _solve(spec, move.root, (), gains, flips=flips, inertia=inertia, freedoms=freedoms)
+    signs: dict[int, Tensor] = {}
+    solved = _solve(spec, move.root, (), gains, flips=flips, inertia=inertia, freedoms=freedoms, signs=signs)
     permutations: dict[str, Tensor] = {}
     _collect(solved, permutations)
     kept = {}
@@ -68,6 +69,12 @@ def best_element(
         permutation = permutations[name]
         values = choice.gather(-1, permutation.reshape(*choice.shape[:-1], 1)).squeeze(-1)
         kept[name, kind] = values.reshape(permutation.shape)
+    actions: dict[int, Tensor] = {}
+    for number, choice in signs.items():
+        permutation = permutations[spec.actions[number].groups[0]].reshape(1, -1)
+        values = choice.gather(-1, permutation[..., None]).reshape(-1).double()
+        if bool((values < 0).any()):
+            actions[number] = values
     return GroupElement(
         spec,
         {
@@ -78,6 +85,7 @@ def best_element(
             (name, kind): values if spec.group[name].parent else values.reshape(-1)
             for (name, kind), values in kept.items()
         },
+        actions,
     )
 
 
@@ -90,10 +98,11 @@ def _solve(
     flips: bool,
     inertia: float,
     freedoms: dict[tuple[str, FreedomKind], Tensor],
+    signs: dict[int, Tensor],
 ) -> _Solved:
     chain = (*above, node.group)
     below = [
-        _solve(spec, child, chain, gains, flips=flips, inertia=inertia, freedoms=freedoms)
+        _solve(spec, child, chain, gains, flips=flips, inertia=inertia, freedoms=freedoms, signs=signs)
         for child in node.children
     ]
     own = gains.get(chain)
@@ -104,6 +113,10 @@ def _solve(
         total = choice.gains
         for kind, values in choice.values.items():
             freedoms[node.group, kind] = values  # type: ignore[index]
+    elif own is not None and flips and own.sign is not None and not below and not above:
+        choice = with_sign(own)
+        total = choice.gains
+        signs[own.sign] = choice.values["sign"]
     elif own is not None:
         total = own.plain
     for inner in below:

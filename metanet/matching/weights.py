@@ -101,9 +101,9 @@ def weight_matching(
 
     One step solves one group (with the groups nested under it) exactly, all others staying: a linear
     assignment on the inner products of units, summed over every block that carries the group. Signs, even
-    flips and phases are chosen with the permutation. Scales are no isometries: bring both networks into
-    canonical form first (`metanet.canonicalize`). The distance never rises: a step that does not lower it is
-    not taken.
+    flips and phases are chosen with the permutation, signs among the spec's actions too
+    (`metanet.matching.action_signs`). Scales are no isometries: bring both networks into canonical form first
+    (`metanet.canonicalize`). The distance never rises: a step that does not lower it is not taken.
 
     Args:
         spec: of both networks.
