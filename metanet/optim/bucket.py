@@ -56,7 +56,7 @@ class Bucket:
         group: index of their parameter group.
         role: see `metanet.optim.rule.ROLES`.
         parameters: of one shape.
-        entry: name in the spec, for a bucket of one parameter whose units others share.
+        entries: names of the parameters in the spec, if they share units with others.
         stacked: the first dimension of the parameters counts tensors, which the rule sees one by one.
     """
 
@@ -65,11 +65,11 @@ class Bucket:
         group: int,
         role: str,
         parameters: Sequence[Tensor],
-        entry: str | None = None,
+        entries: Sequence[str] = (),
         *,
         stacked: bool = False,
     ) -> None:
-        self.entry = entry
+        self.entries = tuple(entries)
         self.group = group
         self.role = role
         self.stacked = stacked
@@ -120,7 +120,9 @@ class Bucket:
         for parameter in chosen:
             states[parameter]["count"] = count
         values = self._gather(chosen)
-        return chosen, Item(self.role, values, gradients, state, count, self.entry, self.stacked)
+        entries = tuple(self.entries[i] for i in members if self.entries)
+        entry, entries = (entries[0], ()) if len(entries) == 1 else (None, entries)
+        return chosen, Item(self.role, values, gradients, state, count, entry, self.stacked, entries)
 
     def _slices(self, i: int) -> slice:
         """Return where a parameter stands among the tensors of the bucket."""

@@ -54,24 +54,23 @@ class Passed:
 
 def exchange(metas: Metas, items: Sequence[Item], passed: Sequence[Passed], links: Links) -> None:
     """Add the messages between tensors that share units to the terms of their sides."""
-    known = {
-        item.entry: result
+    messages = {
+        entry: {side: _whole(item, sent[some]) for side, sent in result.messages.items()}
         for item, result in zip(items, passed, strict=True)
-        if item.entry is not None and links.knows(item.entry)
+        for entry, some in item.named.items()
+        if links.knows(entry)
     }
-    pools = links.gather(
-        {
-            item.entry: {side: _whole(item, message) for side, message in known[item.entry].messages.items()}
-            for item in items
-            if item.entry in known
-        }
-    )
-    for entry, result in known.items():
+    pools = links.gather(messages)
+    for item, result in zip(items, passed, strict=True):
         for side, term in result.terms.items():
-            back = links.scatter(entry, side, pools)
-            if back is not None:
-                receive = metas["receive"][:, SIDES.index(side), None].to(back.device)
-                result.terms[side] = term + (back * receive).reshape(term.shape)
+            backs = [links.scatter(entry, side, pools) if entry in messages else None for entry in item.named]
+            if not any(back is not None for back in backs):
+                continue
+            shape = (-1, term.shape[1])
+            empty = term.new_zeros(1, term.shape[1])
+            back = torch.cat([empty if back is None else back.reshape(shape) for back in backs])
+            receive = metas["receive"][:, SIDES.index(side), None].to(term.device)
+            result.terms[side] = term + back * receive
 
 
 def _whole(item: Item, message: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ class UnitMeans:
     def __init__(self, item: Item, hidden: int, links: Links | None) -> None:
         values, self.shape = item.values, item.values.shape
         self.sides = sides_of(len(self.shape) - 1)
-        self.linked = links is not None and links.knows(item.entry)
+        self.linked = links is not None and any(links.knows(entry) for entry in item.named)
         count, first = self.shape[0], self.shape[1]
         if len(self.shape) == 2:
             self.total = values.new_zeros((count, hidden))

@@ -164,4 +164,5 @@ class MixingRule(PerParameterRule):
     hidden = 8
     mixing = True
     linked = True
+    bucketed = True
     metas: Mapping[str, Meta] = _metas(8, mixing=True)

@@ -107,4 +107,5 @@ class UNFRule(DeepSetsRule):
     name = "unf"
     mixing = True
     linked = True
+    bucketed = True
     metas: Mapping[str, Meta] = {**METAS, **mixing_metas(HIDDEN, 0.1)}

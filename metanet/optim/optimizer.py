@@ -248,7 +248,7 @@ class LearnedOptimizer(Optimizer):
     def buckets(self) -> list[Bucket]:
         """Return the parameters by shape, role and device; the small ones of a bucket move at once."""
         if self._buckets is None:
-            found: dict[Any, tuple[str | None, list[Tensor]]] = {}
+            found: dict[Any, tuple[list[str], list[Tensor]]] = {}
             for number, group in enumerate(self.param_groups):
                 names = group.get("param_names") or [None] * len(group["params"])
                 for parameter, name in zip(group["params"], names, strict=True):
@@ -256,11 +256,15 @@ class LearnedOptimizer(Optimizer):
                     matrix = is_matrix(parameter[0] if stacked else parameter)
                     role = (group["role"] or "hidden") if matrix else "vector"
                     entry = name if self.links is not None and self.links.knows(name) else None
-                    key = (number, role, stacked, entry, *bucket_key(parameter, stacked=stacked))
-                    found.setdefault(key, (entry, []))[1].append(parameter)
+                    shared = self.weights.rule.bucketed and not stacked
+                    own = entry is not None if shared else entry
+                    key = (number, role, stacked, own, *bucket_key(parameter, stacked=stacked))
+                    names_, parameters = found.setdefault(key, ([], []))
+                    names_ += [] if entry is None else [entry]
+                    parameters.append(parameter)
             self._buckets = [
-                Bucket(number, role, parameters, entry, stacked=stacked)
-                for (number, role, stacked, *_), (entry, parameters) in found.items()
+                Bucket(number, role, parameters, entries, stacked=stacked)
+                for (number, role, stacked, *_), (entries, parameters) in found.items()
             ]
         return self._buckets
 
@@ -271,13 +275,13 @@ class LearnedOptimizer(Optimizer):
         for bucket in self.buckets():
             names = self.param_groups[bucket.group].get("param_names")
             members = self.param_groups[bucket.group]["params"]
-            for parameter in bucket.parameters:
+            for place, parameter in enumerate(bucket.parameters):
                 at = next(i for i, p in enumerate(members) if p is parameter)
                 label = names[at] if names else f"group {bucket.group}, parameter {at}"
                 line = f"  {bucket.role:<10} {list(parameter.shape)!s:<20} {label}"
                 line += f"  (a stack of {bucket.depth})" if bucket.stacked else ""
-                if self.links is not None and bucket.entry is not None:
-                    groups = self.links.groups(bucket.entry, sides_of(len(bucket.shape)))
+                if self.links is not None and bucket.entries:
+                    groups = self.links.groups(bucket.entries[place], sides_of(len(bucket.shape)))
                     line += f"  [{', '.join(groups)}]" if groups else ""
                 lines.append(line)
         return "\n".join(lines)

@@ -68,6 +68,7 @@ class Item:
         count: gradients that the state will have seen, this one included.
         entry: name of the tensor in the spec, for terms across tensors.
         stacked: the K tensors are the slices of that one entry, such as experts.
+        entries: names of the K tensors in the spec, where each is an entry; instead of ``entry``.
     """
 
     role: str
@@ -77,6 +78,14 @@ class Item:
     count: int
     entry: str | None = None
     stacked: bool = False
+    entries: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> dict[str, slice]:
+        """Which of the K tensors an entry of the spec is."""
+        if self.entry is not None:
+            return {self.entry: slice(0, len(self.values))}
+        return {name: slice(i, i + 1) for i, name in enumerate(self.entries)}
 
 
 class Mover(Protocol):
@@ -97,6 +106,8 @@ class UpdateRule(ABC):
 
     name: str
     metas: Mapping[str, Meta]
+    bucketed: bool = False
+    """Whether linked tensors of one shape may share a bucket, for which the rule reads `Item.named`."""
     linked: bool = False
     """Whether the rule has terms across tensors, for which it wants the spec of the network."""
     needs_spec: bool = False
