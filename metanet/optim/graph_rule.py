@@ -52,7 +52,7 @@ class GraphRule(StructuredRule):
                 "the rule 'graph' passes messages between the units of a spec and has none: pass spec or "
                 "example_args"
             )
-        bases = [self.base(metas, item, progress) for item in items]
+        bases = self.bases(metas, items, progress)
         edges, sizes = [], []
         for item, (moved, adam) in zip(items, bases, strict=True):
             edge, size = self._edges(item, moved, adam)
