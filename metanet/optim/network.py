@@ -30,10 +30,12 @@ from metanet.optim.chunks import CHUNK, chunks
 from metanet.optim.links import Links
 from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
 from metanet.optim.rule import Item, Meta, Metas, Mover
-from metanet.optim.structured import METAS, Base, StructuredRule
+from metanet.optim.structured import METAS, Base, StructuredRule, is_turned
 
 FEATURES = 7
 TIMES = 2
+SMALL = 1 << 18
+"""Numbers of a bucket up to which its Adam direction is kept whole, not computed twice."""
 FLOORS = (1e-8, 1e-8, 1e-8, 1e-8, 1e-3, 1e-3, 1e-8)
 """Added to the root mean squares: gradients that are rounding errors stay small, as with Adam's ε."""
 
@@ -87,7 +89,10 @@ class PerParameterRule(StructuredRule):
         """Move every bucket by what it needs no other for, chunk by chunk, and then by the mixed terms."""
         passed = []
         for item, mover in zip(items, movers, strict=True):
-            passed.append(self._pass(metas, self.parted(metas, item, progress), progress, links, mover))
+            small = item.values.numel() <= SMALL or is_turned(item)
+            adam = torch.empty_like(item.values, memory_format=torch.contiguous_format) if small else None
+            base = self.parted(metas, item, progress, adam)
+            passed.append(self._pass(metas, base, progress, links, mover))
         if links is not None and self.mixing:
             exchange(metas, items, passed, links)
         for item, mover, result in zip(items, movers, passed, strict=True):

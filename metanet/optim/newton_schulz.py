@@ -51,7 +51,7 @@ def orthogonalize(
     """
     wide = matrices.size(-2) <= matrices.size(-1)
     result = torch.empty_like(matrices, memory_format=torch.contiguous_format) if out is None else out
-    if buffers is None or matrices[0].numel() > CACHED:
+    if buffers is None or matrices[0].numel() > CACHED // 4:
         buffers = Buffers()
     height = min(matrices.shape[1:])
     width = max(CACHED // (2 * height * (height + max(matrices.shape[1:]))), 1)

@@ -69,7 +69,8 @@ METAS: Mapping[str, Meta] = {
 """Meta-learned tensors by name, in the order in which they stand in a flat vector."""
 
 
-def _is_turned(item: Item) -> bool:
+def is_turned(item: Item) -> bool:
+    """Return whether a bucket's base direction is orthogonalised: matrices between units."""
     return item.values.ndim == 3 and item.role != "embedding"
 
 
@@ -174,9 +175,9 @@ class StructuredRule(UpdateRule):
         values = [item.values for item in items]
         found = []
         for item, own, mix in zip(items, laid(adam, values), laid(mixed, values), strict=True):
-            if _is_turned(item):
+            if is_turned(item):
                 self._turn(metas, replace(base, item=item, whole=own.flatten(1)), mix)
-            found.append((mix if _is_turned(item) else own, own))
+            found.append((mix if is_turned(item) else own, own))
         return found
 
     def base(self, metas: Metas, item: Item, progress: float) -> tuple[Tensor, Tensor]:
@@ -195,7 +196,7 @@ class StructuredRule(UpdateRule):
             adam: of the values' shape, where the whole Adam direction is wanted.
         """
         mixed = None
-        if _is_turned(item):
+        if is_turned(item):
             mixed = torch.empty_like(item.values, memory_format=torch.contiguous_format)
         base = self._accumulate(metas, item, progress, adam=adam, mixed=mixed)
         if mixed is not None:
