@@ -14,6 +14,8 @@ from metanet.elements.wreath import chain_of, lay, permute_block
 from metanet.group import GroupElement
 from metanet.matching.action_signs import sign_actions, sign_places
 from metanet.matching.moves import Move, moves_of
+from metanet.matching.squares import all_finite, squared_norm
+from metanet.matching.squares import squared_distance as squared_distance
 from metanet.spec import WeightSpec
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -76,7 +78,7 @@ class Pair:
 
     def scale(self) -> float:
         """Return ‖a‖² + ‖b‖², which rounding errors are measured by."""
-        return sum(float(x.square().sum(dtype=torch.float64)) for x in (*self.a, *self.start))
+        return sum(squared_norm(x) for x in (*self.a, *self.start))
 
     def moved(self, element: GroupElement, blocks: Collection[int]) -> dict[int, Tensor]:
         """Return what an element makes of some blocks of b, as permuted so far."""
@@ -144,17 +146,10 @@ def _values(spec: WeightSpec, name: str, a: Tensor, b: Tensor) -> tuple[list[Ten
                 "only networks of one architecture can be aligned"
             )
         wide = tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-        if not bool(wide.isfinite().all()):
+        if not all_finite(wide):
             raise ValueError(f"{name}: the {which} network has values that are not finite; repair it first")
         found.append(wide)
     if found[0].dtype != found[1].dtype:
         found = [tensor.double() for tensor in found]
     left, right = (split(tensor, spec.axes[name], spec.sizes) for tensor in found)
     return left, right
-
-
-def squared_distance(x: Tensor, y: Tensor) -> float:
-    """Return ‖x − y‖², summed in float64."""
-    difference = (x - y).flatten()
-    small = difference.numel() < 1 << 14
-    return float((difference.double() if small else difference).square().sum(dtype=torch.float64))
