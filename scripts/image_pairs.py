@@ -75,11 +75,11 @@ ROWS = {
         Row("naive", "BN reset"),
         Row("weights"),
         Row("weights", "BN reset"),
-        Row("weights", "REPAIR"),
+        Row("weights", "REPAIR", curve=False),
         Row("weights", "RESCALE", curve=False),
         Row("23 starts", "BN reset", curve=False),
         Row("activations", "BN reset"),
-        Row("activations", "REPAIR"),
+        Row("activations", "REPAIR", curve=False),
     ),
 }
 

@@ -68,8 +68,8 @@ def spread(states: States) -> float:
     return total / len(states)
 
 
-def measure(dataset: str, work: Path) -> dict[str, Any]:
-    """Measure what has not been measured of one data set, and return all."""
+def measure(dataset: str, work: Path, largest: int) -> dict[str, Any]:
+    """Measure what has not been measured of one data set, up to a number of networks, and return all."""
     target = work / dataset / "many.json"
     found: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {}
     evaluator = Evaluator(dataset)
@@ -77,7 +77,7 @@ def measure(dataset: str, work: Path) -> dict[str, Any]:
     states = [trained(dataset, seed, work) for seed in range(max(COUNTS))]
     if "ends" not in found:
         found["ends"] = [evaluator.measure(state, evaluator.test)[1] for state in states]
-    for count in COUNTS:
+    for count in [count for count in COUNTS if count <= largest]:
         chosen = states[:count]
         for name, match in METHODS.items():
             key = f"{count} {name}"
@@ -128,7 +128,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         ):
             lines += ["", f"| {title}, n = | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
             for name in (*METHODS, POLISHED):
-                cells = [f"{value(found[f'{count} {name}']):.{digits}f}" for count in COUNTS]
+                rows = [found.get(f"{count} {name}") for count in COUNTS]
+                cells = ["–" if row is None else f"{value(row):.{digits}f}" for row in rows]
                 lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -139,8 +140,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("runs/merging"))
+    parser.add_argument(
+        "--largest", type=int, default=max(COUNTS), metavar="N", help="most networks (default 8)"
+    )
     options = parser.parse_args()
-    RESULTS.write_text(table({name: measure(name, options.work) for name in DATASETS}), encoding="utf-8")
+    results = {name: measure(name, options.work, options.largest) for name in DATASETS}
+    RESULTS.write_text(table(results), encoding="utf-8")
     print(RESULTS)
 
 

@@ -25,7 +25,7 @@ from metanet_zoo.atomic import write_json_atomic
 
 State = dict[str, Tensor]
 POINTS = 25
-WINDOWS = 200
+WINDOWS = 100
 """Held-out windows over which the loss is measured: the first ones."""
 ROWS = (
     "naive",
