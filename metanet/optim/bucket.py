@@ -14,6 +14,8 @@ from metanet.optim.rule import Item, UpdateRule
 
 STACKED = 1 << 16
 """Tensors with fewer elements are stacked with others of their shape; larger ones gain nothing by it."""
+TOGETHER = 1 << 20
+"""Elements of tensors that are stacked: what a step holds of them is bounded."""
 
 
 def bucket_key(parameter: Tensor, *, stacked: bool = False) -> tuple[Any, ...]:
@@ -77,6 +79,20 @@ class Bucket:
         self.shape = matrix_shape(self.parameters[0], stacked=stacked)
         self.depth = self.parameters[0].shape[0] if stacked else 1
         self._state: dict[str, Tensor] | None = None
+
+    def split(self) -> list[Bucket]:
+        """Return buckets of at most `TOGETHER` elements, or of one parameter."""
+        count = max(TOGETHER // max(self.parameters[0].numel(), 1), 1)
+        return [
+            Bucket(
+                self.group,
+                self.role,
+                self.parameters[start : start + count],
+                self.entries[start : start + count],
+                stacked=self.stacked,
+            )
+            for start in range(0, len(self.parameters), count)
+        ]
 
     def items(
         self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]], *, finite: bool = False

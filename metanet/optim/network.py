@@ -93,6 +93,7 @@ class PerParameterRule(StructuredRule):
             adam = torch.empty_like(item.values, memory_format=torch.contiguous_format) if small else None
             base = self.parted(metas, item, progress, adam)
             passed.append(self._pass(metas, base, progress, links, mover))
+            del base, adam  # before the next matrix has its own
         if links is not None and self.mixing:
             exchange(metas, items, passed, links)
         for item, mover, result in zip(items, movers, passed, strict=True):

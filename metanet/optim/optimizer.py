@@ -263,8 +263,9 @@ class LearnedOptimizer(Optimizer):
                     names_ += [] if entry is None else [entry]
                     parameters.append(parameter)
             self._buckets = [
-                Bucket(number, role, parameters, entries, stacked=stacked)
+                bucket
                 for (number, role, stacked, *_), (entries, parameters) in found.items()
+                for bucket in Bucket(number, role, parameters, entries, stacked=stacked).split()
             ]
         return self._buckets
 

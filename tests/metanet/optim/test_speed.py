@@ -140,3 +140,12 @@ def test_peaks_count_what_is_held_at_a_time() -> None:
         torch.cat([view, view]).sum()
 
     assert peak_allocation(work) == 4 * 6000
+
+
+def test_many_small_tensors_are_stacked_in_bounded_buckets() -> None:
+    parameters = [torch.zeros(200, 300, requires_grad=True) for _ in range(40)]
+    optimizer = LearnedOptimizer(parameters, total_steps=9, weights=weights("structured"))
+    counts = [len(bucket.parameters) for bucket in optimizer.buckets()]
+    assert sum(counts) == 40
+    assert max(counts) == 17
+    assert len(counts) == 3
