@@ -130,7 +130,8 @@ def align_sources(
         try:
             spec.check(tensors.shapes())
         except ValueError as error:
-            raise CheckpointError(f"the {which} model does not fit the spec: {error}") from None
+            hint = "" if which == "first" else "; --method transport takes models of other widths"
+            raise CheckpointError(f"the {which} model does not fit the spec: {error}{hint}") from None
     for name in {*fixed, *free} - set(spec.group):
         raise ValueError(f"there is no group {name!r}; metanet inspect lists the groups")
     problem = Problem(
