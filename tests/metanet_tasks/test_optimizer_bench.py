@@ -13,7 +13,7 @@ import torch
 
 from metanet.optim.roles import roles_of
 from metanet_tasks.optim import bench as comparison
-from metanet_tasks.optim import plan
+from metanet_tasks.optim import harness, plan
 from metanet_tasks.optim import plot as pictures
 from metanet_tasks.optim.baselines import BASELINES
 from metanet_tasks.optim.batched import run_batch
@@ -59,8 +59,9 @@ def setting(task: str, optimizer: str, **options: float) -> Setting:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", list(TASKS))
-def test_every_task_takes_every_optimizer(name: str, optimizer: str) -> None:
-    result = run(synthetic(TASKS[name]), setting(name, optimizer), Path())
+def test_every_task_takes_every_optimizer(name: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "WINDOW", 5)
+    result = run(synthetic(TASKS[name]), setting(name, optimizer, steps=5), Path())
     assert math.isfinite(result["final"])
     assert result["final"] < 1.2 * math.log(65 if name in ("rnn", "gru", "transformer") else 10)
 
@@ -84,8 +85,7 @@ def test_a_batch_is_its_runs(optimizer: str) -> None:
     schedules = ("own",) if optimizer.startswith("learned:") else BASELINES[optimizer].schedules
     chosen = [
         replace(setting("mlp-norm", optimizer), schedule=schedule, seed=seed, rate=rate)
-        for schedule in schedules
-        for seed, rate in ((0, 0.01), (1, 0.02))
+        for schedule, seed, rate in ((schedules[0], 0, 0.01), (schedules[-1], 1, 0.02))
     ]
     together = run_batch(task, chosen, Path())
     exact = 2e-5 if optimizer != "SOAP" else 0.15  # its eigenvectors of equal eigenvalues are rounding errors
