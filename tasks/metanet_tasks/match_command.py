@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet_tasks.barrier_command import numbers
+from metanet_tasks.match_report import show, show_map
+from metanet_tasks.match_settings import describe_methods, settings_of
 from metanet_tasks.merge_command import load_plugin, size
 
 if TYPE_CHECKING:
     from metanet_zoo.matching.data import DataOptions
-    from metanet_zoo.matching.run import MatchReport
-    from metanet_zoo.matching.soft import SoftReport
 
 EXAMPLES = """\
 examples:
@@ -256,78 +256,6 @@ def match_by_map(options: argparse.Namespace, data: DataOptions) -> int:
     return 0
 
 
-def show_map(report: SoftReport) -> None:
-    """Print the report of a soft map."""
-    print(f"{report.model} taken to {report.reference} by {report.method}: {report.origin}")
-    for name, cost in list(report.costs.items())[:20]:
-        before, after = report.widths.get(name, (0, 0))
-        width = f", {before} units onto {after}" if before != after else ""
-        print(f"  {name:<24} {report.measure} {cost:.4g}, {report.mixed[name]:.1%} mixed{width}")
-    if len(report.costs) > 20:
-        print(f"  … and {len(report.costs) - 20} groups more (--json lists all)")
-    for note in report.notes:
-        print(f"note: {note}")
-    for path in (*report.maps, *report.outputs):
-        print(f"wrote {path}")
-
-
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of the method that the command line gives."""
-    import yaml
-
-    from metanet.matching.method import find_matcher
-
-    known = find_matcher(options.method).settings
-    settings: dict[str, Any] = {}
-    if options.start:
-        settings["starts"] = tuple(options.start)
-    if options.max_sweeps is not None:
-        settings["max_sweeps"] = options.max_sweeps
-    for item in options.set:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise ValueError(f"--set {item}: expected NAME=VALUE")
-        if name in known and isinstance(known[name].default, str):
-            settings[name] = text
-            continue
-        # YAML reads 1e-3, which lacks a point, as text.
-        value = yaml.safe_load(text)
-        settings[name] = float(text) if isinstance(value, str) and is_number(text) else value
-    return settings
-
-
-def is_number(text: str) -> bool:
-    """Tell whether a text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def describe_methods() -> str:
-    """Return a text about every method and its settings."""
-    from metanet.matching.method import MATCHERS, find_matcher
-
-    find_matcher("weights")
-    needs = {
-        "weights": "the weights alone",
-        "inputs": "activations on data",
-        "loss": "a loss on labelled data",
-    }
-    lines: list[str] = []
-    for method in MATCHERS.values():
-        lines += [f"{method.name}: {method.summary}", f"    {method.reference}"]
-        found = "a group element" if method.returns == "element" else "a soft map, which changes the function"
-        lines.append(f"    looks at {needs[method.needs]}; finds {found}")
-        for name, setting in method.settings.items():
-            default = ", ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
-            choices = f"; {' or '.join(setting.choices)}" if setting.choices else ""
-            lines.append(f"    {name:<20} {setting.doc} (default {default}{choices})")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def match_many(options: argparse.Namespace) -> int:
     """Match three or more models; what only two can have is refused."""
     two: tuple[tuple[str, Any], ...] = (
@@ -401,40 +329,3 @@ class Meter:
         if not self.quiet:
             self.shown = True
             print(f"\r{text:79}", end="", file=sys.stderr, flush=True)
-
-
-def show(report: MatchReport) -> None:
-    """Print a report as text and a table."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from metanet_tasks.console import console
-
-    out, found = console(), report.alignment
-    out.print(
-        f"[bold]{escape(report.model)}[/] aligned to [bold]{escape(report.reference)}[/]", highlight=False
-    )
-    out.print(f"symmetry: {escape(report.origin)}", highlight=False)
-    how = f"matched by {found.method}"
-    if found.method == "weights":
-        starts = ", ".join(f"{start} {count}×" for start, count in found.starts.items())
-        how = f"{found.sweeps} sweeps, best start {starts}"
-    out.print(
-        f"{found.measure} {found.before:.6g} → {found.after:.6g} ({found.gain:.1%} less; {how}, "
-        f"{found.seconds:.1f} s)",
-        highlight=False,
-    )
-    if found.used:
-        moved = Table("group", "units moved", title="groups", title_justify="left")
-        rows = list(found.moved.items())
-        for name, fraction in rows[:20]:
-            moved.add_row(escape(name), f"{fraction:.1%}")
-        if len(rows) > 20:
-            moved.add_row(f"… and {len(rows) - 20} more", "(--json lists all)")
-        out.print(moved)
-    for note in found.notes:
-        out.print(f"note: {escape(note)}", highlight=False)
-    out.print(escape(str(report.proof)), highlight=False)
-    for path in (report.element_file, report.out, report.out_reference):
-        if path is not None:
-            out.print(f"wrote {escape(path)}", highlight=False)
