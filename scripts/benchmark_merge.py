@@ -48,6 +48,7 @@ TARGETS = {
 SMALL = {"hidden": 1536, "layers": 20, "heads": 12, "kv": 4, "inner": 4096, "vocabulary": 32000}
 LARGE = {"hidden": 3072, "layers": 25, "heads": 24, "kv": 8, "inner": 8192, "vocabulary": 32000}
 PIECE = 1 << 22
+LOOP_TARGET = 2.2
 
 
 def make_llama(folder: Path, seed: int, sizes: dict[str, int], base: int | None = None) -> None:
@@ -179,8 +180,9 @@ def _anonymous(pid: int) -> int:
 
 
 COPY = """
-import os, sys
+import os, sys, time
 from pathlib import Path
+began = time.process_time()
 a, b, out = map(Path, sys.argv[1:])
 one, two = memoryview(bytearray(1 << 18)), memoryview(bytearray(1 << 18))
 for file in sorted(a.glob("*.safetensors")):
@@ -192,7 +194,39 @@ for file in sorted(a.glob("*.safetensors")):
         os.pwrite(z, one[:count], at)
         at += count
     os.fsync(z)
+print(time.process_time() - began)
 """
+LOOP = """
+import sys, time
+from metanet_zoo.merging.run import merge_checkpoints
+began = time.process_time()
+merge_checkpoints(sys.argv[1], sys.argv[2], overwrite=True)
+print(time.process_time() - began)
+"""
+
+
+def loops(folder: Path, rounds: int) -> str:
+    """Say what a linear merge costs beside copying its bytes, both without the start of their processes."""
+    recipe_file, out = folder / "linear.yml", folder / "out"
+    recipe_file.write_text(yaml.safe_dump(recipe("linear", folder)))
+    took: dict[str, list[float]] = {"copy": [], "merge": []}
+    for _ in range(rounds):
+        for name, script, arguments in (
+            ("copy", COPY, [folder / "a", folder / "b", folder / "copied-"]),
+            ("merge", LOOP, [recipe_file, out]),
+        ):
+            command = [sys.executable, "-c", script, *map(str, arguments)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            took[name].append(float(done.stdout))
+            _clear(out)
+            for copied in folder.glob("copied-*"):
+                copied.unlink()
+    copy, merge = (statistics.median(took[name]) for name in ("copy", "merge"))
+    return (
+        f"Linear's loop, from the recipe to the finished folder: {merge:.2f} CPU s; reading both inputs and "
+        f"writing as many bytes as one: {copy:.2f} CPU s; ratio {merge / copy:.2f}, target ≤ {LOOP_TARGET} "
+        f"(medians of {rounds}, taking turns)."
+    )
 
 
 def main() -> int:
@@ -205,11 +239,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="runs of each; the median counts")
     parser.add_argument("--threads", type=int, help="of metanet merge (default: its own)")
     parser.add_argument("--large", action="store_true", help="also merge 3 B parameters")
+    parser.add_argument("--loop", action="store_true", help="only linear's loop beside copying its bytes")
     parser.add_argument("--folder", type=Path, help="where checkpoints are made and kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
+        if options.loop:
+            _make(folder, SMALL)
+            print(loops(folder, options.rounds))
+            return 0
         text = _run(options, folder)
     print(text)
     options.out.write_text(text, encoding="utf-8")
@@ -253,14 +292,8 @@ def _run(options: argparse.Namespace, folder: Path) -> str:
         *rows,
         "",
     ]
-    copy = measure([sys.executable, "-c", COPY, *(str(folder / name) for name in ("a", "b", "copied-"))])
     empty = measure([*ours_command, "--help"])
-    lines.append(
-        f"Reading both inputs and writing as many bytes as one: {copy.cpu:.2f} CPU s. "
-        f"`metanet merge --help`: {empty.cpu:.2f} CPU s."
-    )
-    for copied in folder.glob("copied-*"):
-        copied.unlink()
+    lines.append(f"{loops(folder, max(3, options.rounds))} `metanet merge --help`: {empty.cpu:.2f} CPU s.")
     if options.large:
         lines += ["", _large(folder, ours_command, extra)]
     return "\n".join(lines) + "\n"

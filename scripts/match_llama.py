@@ -3,8 +3,8 @@
 Two bf16 Llama checkpoints of 602 M parameters in 3 shards, as `benchmark_merge.py` makes them: the second
 with random weights, the first the second with its neurons, key-value heads, queries and value widths
 permuted at random and noise of a tenth of the weights' deviation added. ``metanet match`` aligns the
-second to the first and writes it: spec, matching, proof and writing are one process on one thread, of which CPU
-time and peak of anonymous memory are taken.
+second to the first and writes it: spec, matching, proof and writing are one process on one thread, whose
+CPU time and peak of anonymous memory are taken.
 
     python scripts/match_llama.py --folder /tmp/llamas [--rounds 3]
 """
@@ -119,7 +119,8 @@ def main() -> int:
         "",
         "Two bf16 checkpoints in 3 shards (hidden 1536, 20 layers, 12 heads, 4 key-value heads, intermediate "
         "4096, vocabulary 32,000, random weights); the first is the second with neurons, key-value heads, "
-        "their queries and value widths permuted at random and noise of a tenth of the weights' deviation added.",
+        "their queries and value widths permuted at random and noise of a tenth of the weights' deviation "
+        "added.",
         "",
         f"| whole process: spec, matching, proof layer by layer, writing | target: {TARGET} |",
         "|---|---|",

@@ -93,9 +93,9 @@ def encode(values: Floats, dtype: str, out: Bytes) -> bool:
     return finite
 
 
-def round_bits(bits: NDArray[np.uint32]) -> None:
+def round_bits(bits: NDArray[np.uint32], scratch: NDArray[np.uint32] | None = None) -> None:
     """Add to float32 bit patterns what makes cutting their low half round to nearest, ties to even."""
-    odd = np.right_shift(bits, 16)
+    odd = np.right_shift(bits, 16, out=scratch)
     np.bitwise_and(odd, 1, out=odd)
     np.add(odd, 0x7FFF, out=odd)
     np.add(bits, odd, out=bits)
@@ -124,9 +124,16 @@ def stays_finite(values: Floats, dtype: str | None = None) -> bool:
     """
     limit = OVERFLOW.get(dtype or "", np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        energy = float(np.dot(values, values))
-        if energy < min(limit, 1e18) ** 2:
+        if squares_stay_below(values, min(limit, 1e18)):
             return True
         if limit < np.inf:
             return bool(np.all(np.abs(values) < limit))
         return bool(np.isfinite(values).all())
+
+
+def squares_stay_below(values: Floats, limit: float) -> bool:
+    """Tell whether all numbers are finite and below a limit, as far as their sum of squares shows it.
+
+    May warn of an overflow, unless `numpy.errstate` says otherwise.
+    """
+    return float(np.dot(values, values)) < limit * limit

@@ -85,6 +85,8 @@ class Method:
         importances: whether every model must come with importances of its values.
         prepare: what it makes of the Gram matrices ``[n, n]`` of a layer's inputs, one per model, before it
             maps rows of the layer's weight ``[m, n]``; None for a method that takes none.
+        arithmetic: whether it is sums and products of the values at each place alone: then places may come in
+            any order, and what is not finite in an input is not finite in the output.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Method:
     rows: bool = False
     importances: bool = False
     prepare: Prepare | None = None
+    arithmetic: bool = False
 
 
 METHODS: dict[str, Method] = {}
@@ -115,6 +118,7 @@ def merge_method(
     rows: bool = False,
     importances: bool = False,
     prepare: Prepare | None = None,
+    arithmetic: bool = False,
 ) -> Callable[[Combine], Combine]:
     """Make a function a merge method that recipes and ``metanet merge`` know by name.
 
@@ -129,6 +133,7 @@ def merge_method(
         rows: whether it must see whole rows of the tensor in one stretch.
         importances: whether every model must come with importances of its values (a Fisher information).
         prepare: what it makes of the Gram matrices of a layer's inputs; see `Method`.
+        arithmetic: whether it is sums and products of the values at each place alone; see `Method`.
 
     Returns:
         the decorator; it leaves the function as it is.
@@ -163,6 +168,7 @@ def merge_method(
             rows,
             importances,
             prepare,
+            arithmetic,
         )
         return combine
 

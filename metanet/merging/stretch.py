@@ -13,6 +13,9 @@ STRETCH = 1 << 16
 """Values of a stretch; float32, a few of them fit the second-level cache together. Part of the results:
 sums are formed stretch by stretch."""
 
+LONG_STRETCH = 1 << 18
+"""The same for methods of arithmetic alone, which sum nothing over a tensor: fewer calls weigh more there."""
+
 Value = float | int | bool
 """What a parameter is set to for one tensor."""
 
@@ -117,12 +120,13 @@ def last_axis(shape: tuple[int, ...]) -> int:
     return shape[-1] if shape else 1
 
 
-def stretches(shape: tuple[int, ...], *, rows: bool) -> Iterator[tuple[int, int]]:
+def stretches(shape: tuple[int, ...], *, rows: bool, length: int = STRETCH) -> Iterator[tuple[int, int]]:
     """Cut a tensor into stretches.
 
     Args:
         shape: of the tensor.
         rows: whether stretches hold whole rows (at least one, however long).
+        length: values of a stretch.
 
     Yields:
         ``start, stop`` in the flattened tensor.
@@ -132,9 +136,9 @@ def stretches(shape: tuple[int, ...], *, rows: bool) -> Iterator[tuple[int, int]
         [(0, 40000), (40000, 80000), (80000, 120000)]
     """
     size = math.prod(shape)
-    step = STRETCH
+    step = length
     if rows and size:
         columns = row_length(shape)
-        step = columns * max(1, STRETCH // columns)
+        step = columns * max(1, length // columns)
     for start in range(0, size, step):
         yield start, min(start + step, size)

@@ -12,7 +12,7 @@ import numpy as np
 
 from metanet.merging.floats import Floats, stays_finite
 from metanet.merging.method import Method, Pass, run_statistics
-from metanet.merging.stretch import STRETCH, Settings, Stretch, row_length, stretches
+from metanet.merging.stretch import LONG_STRETCH, STRETCH, Settings, Stretch, row_length, stretches
 
 T = TypeVar("T")
 
@@ -88,20 +88,24 @@ class TensorTask:
     grams: bool = False
 
 
-def merge_tensor(task: TensorTask, io: TensorIO, mapper: Mapper | None = None) -> None:
+def merge_tensor(
+    task: TensorTask, io: TensorIO, mapper: Mapper | None = None, *, output_tells: bool = False
+) -> None:
     """Merge one tensor; every input is read once more than the method has passes.
 
     Args:
         task: what to compute.
         io: where values come from and go to.
         mapper: how to run over the spans; None runs one after the other.
+        output_tells: leave inputs of arithmetic unchecked, since their NaN and infinities reach the output:
+            the caller looks there, and `find_nonfinite` says which input it was.
 
     Raises:
         NonFiniteError: an input holds NaN or infinities, and they are not allowed.
         ValueError: the method refuses its parameters.
     """
     run = mapper or _one_by_one
-    checked = task.allow_nonfinite
+    checked = task.allow_nonfinite or (output_tells and task.method.arithmetic)
 
     def read_pass(wanted: Pass) -> list[Any]:
         nonlocal checked
@@ -120,12 +124,24 @@ def merge_tensor(task: TensorTask, io: TensorIO, mapper: Mapper | None = None) -
     check = not checked
 
     def write(span: Span) -> None:
-        for stretch in _read(task, io, span, check):
-            values = task.method.combine(stretch, *statistics)
-            io.write(stretch.start, stretch.start + stretch.size, values.reshape(-1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for stretch in _read(task, io, span, check):
+                values = task.method.combine(stretch, *statistics)
+                io.write(stretch.start, stretch.start + values.size, values.reshape(-1))
 
     for _ in run(write, cut_spans(task)):
         pass
+
+
+def find_nonfinite(task: TensorTask, io: TensorIO) -> None:
+    """Read all inputs.
+
+    Raises:
+        NonFiniteError: one of them holds NaN or infinities.
+    """
+    for span in cut_spans(task):
+        for _ in _read(task, io, span, check=True):
+            pass
 
 
 def _prepared(task: TensorTask, io: TensorIO) -> Any:
@@ -145,8 +161,10 @@ def _prepared(task: TensorTask, io: TensorIO) -> Any:
 
 def cut_spans(task: TensorTask) -> Iterator[Span]:
     """Yield the tensor's stretches, in groups that one thread works off."""
-    numbered = ((i, *ends) for i, ends in enumerate(stretches(task.shape, rows=task.method.rows)))
-    while span := tuple(islice(numbered, SPAN)):
+    length = LONG_STRETCH if task.method.arithmetic else STRETCH
+    ends = stretches(task.shape, rows=task.method.rows, length=length)
+    numbered = ((i, *both) for i, both in enumerate(ends))
+    while span := tuple(islice(numbered, SPAN * STRETCH // length)):
         yield span
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from metanet.merging.floats import Floats
 from metanet.merging.method import Parameter, merge_method
 from metanet.merging.stretch import Stretch
@@ -29,7 +27,7 @@ def normalized(weights: Sequence[float]) -> list[float]:
     Raises:
         ValueError: they sum to zero.
     """
-    total = float(np.sum(weights))
+    total = float(sum(weights))
     if abs(total) < 1e-8:
         raise ValueError(
             f"the weights {list(weights)} sum to {total:g}, which cannot be normalized; change them or set "
@@ -49,6 +47,7 @@ def normalized(weights: Sequence[float]) -> list[float]:
         "normalize": Parameter(True, "divide by the sum of the weights"),
     },
     base="unused",
+    arithmetic=True,
 )
 def linear(stretch: Stretch) -> Floats:
     """Weighted average: ``Σ wᵢ θᵢ / Σ wᵢ``."""
@@ -63,6 +62,7 @@ def linear(stretch: Stretch) -> Floats:
     reference="layer stacking as in C. O. Goddard et al., Arcee's MergeKit, 2024. https://arxiv.org/abs/2403.13257",
     parameters={"scale": Parameter(1.0, "factor of the model", per_model=True)},
     models=(1, 1),
+    arithmetic=True,
 )
 def passthrough(stretch: Stretch) -> Floats:
     """Take one model's tensor over, scaled: ``s θ``."""

@@ -245,6 +245,7 @@ def _family(
         base="required",
         statistics=statistics,
         rows=rows,
+        arithmetic=sparsify is None and not elect and not normalize,
     )(combine)
 
 

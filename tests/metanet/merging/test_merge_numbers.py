@@ -14,6 +14,7 @@ from metanet.merging import radix
 from metanet.merging.floats import FLOAT_DTYPES, Floats, decode, encode, round_to, stays_finite
 from metanet.merging.masks import draw_key, draws, keep_mask
 from metanet.merging.method import METHODS, Method, Pass, Statistics, merge_method
+from metanet.merging.pairs import decode_pairs, encode_pairs
 from metanet.merging.radix import Cut, largest
 from metanet.merging.stretch import STRETCH, Settings, Stretch
 from metanet.merging.tensor import ArrayIO, TensorTask, merge_tensor
@@ -242,3 +243,22 @@ def test_a_name_is_taken_once() -> None:
             return stretch.values[0]
 
     assert "linear" in METHODS
+
+
+@pytest.mark.parametrize("size", [2, 4098, 1 << 17])
+def test_pairs_are_rounded_as_single_values_are(size: int) -> None:
+    rng = np.random.default_rng(size)
+    values: Floats = (rng.standard_normal(size) * 10.0 ** rng.integers(-30, 20, size)).astype(np.float32)
+    values[:2] = [1 + 2**-8, 1 + 3 * 2**-8]
+    stored, paired = np.empty(2 * size, np.uint8), np.empty(2 * size, np.uint8)
+    ordered = np.concatenate([values[0::2], values[1::2]])
+    for special in (None, np.inf, np.nan, 3.4e38):
+        if special is not None:
+            values[size // 2] = special
+            ordered = np.concatenate([values[0::2], values[1::2]])
+        assert encode_pairs(ordered.copy(), paired) == encode(values.copy(), "BF16", stored)
+        np.testing.assert_array_equal(paired, stored)
+        single, double = np.empty(size, np.float32), np.empty(size, np.float32)
+        decode(stored, "BF16", single)
+        decode_pairs(stored, double)
+        np.testing.assert_array_equal(double, np.concatenate([single[0::2], single[1::2]]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from metanet.merging.floats import FLOAT_DTYPES, Bytes, Floats, decode, encode
-from metanet.merging.stretch import STRETCH
-from metanet.merging.tensor import Mapper, NonFiniteError, Span, merge_tensor
+from metanet.merging.tensor import Mapper, NonFiniteError, Span, find_nonfinite, merge_tensor
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.merging.job import Job
+from metanet_zoo.merging.job_io import JobIO
 from metanet_zoo.merging.shards import Place
 from metanet_zoo.merging.workspace import Workspace
 
@@ -23,55 +21,6 @@ T = TypeVar("T")
 COPY_BYTES = 1 << 20
 Progress = Callable[[str, int], None]
 """Called with a tensor's name and its bytes when it is done."""
-
-
-class _Raw(threading.local):
-    """Buffers for stored bytes, one set per thread."""
-
-    def __init__(self) -> None:
-        self.reading = np.empty(0, np.uint8)
-        self.writing = np.empty(0, np.uint8)
-
-    def read_buffer(self, size: int) -> Bytes:
-        if self.reading.size < size:
-            self.reading = np.empty(max(size, 8 * STRETCH), np.uint8)
-        return self.reading[:size]
-
-    def write_buffer(self, size: int) -> Bytes:
-        if self.writing.size < size:
-            self.writing = np.empty(max(size, 8 * STRETCH), np.uint8)
-        return self.writing[:size]
-
-
-_RAW = _Raw()
-
-
-class JobIO:
-    """Reads a job's inputs as working floats and writes its output where the layout says."""
-
-    def __init__(self, job: Job, place: Place, workspace: Workspace, cast: str | None) -> None:
-        self.job, self.place, self.workspace, self.cast = job, place, workspace, cast
-        self.finite = True
-
-    def read(self, model: int, start: int, stop: int, out: Floats) -> None:
-        """Fill ``out`` with values ``start:stop`` of an input."""
-        found = self.job.inputs[model]
-        raw = _RAW.read_buffer((stop - start) * found.entry.item_size)
-        found.source.read(found.name, start, stop, raw)
-        decode(raw, found.entry.dtype, out)
-        if self.cast is not None and self.cast != found.entry.dtype:
-            # Rounding to a narrower dtype first is what `dtype` means in other tools.
-            narrow = _RAW.write_buffer(out.size * 8)[: out.size * FLOAT_DTYPES[self.cast]]
-            encode(out, self.cast, narrow)
-            decode(narrow, self.cast, out)
-
-    def write(self, start: int, stop: int, values: Floats) -> None:
-        """Store the output's values ``start:stop``."""
-        entry = self.place.entry
-        raw = _RAW.write_buffer((stop - start) * entry.item_size)
-        if not encode(values, entry.dtype, raw):
-            self.finite = False
-        self.workspace.write(self.place.file, raw.data, self.place.offset + start * entry.item_size)
 
 
 def run_job(
@@ -98,7 +47,10 @@ def run_job(
         return True
     io = JobIO(job, place, workspace, cast)
     try:
-        merge_tensor(job.task, io, mapper)
+        merge_tensor(job.task, io, mapper, output_tells=True)
+        if job.task.method.arithmetic and not io.finite and not allow_nonfinite:
+            io.pairs = False
+            find_nonfinite(job.task, io)
     except NonFiniteError as error:
         found = job.inputs[error.model]
         raise CheckpointError(

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from metanet.merging.floats import Floats, decode, encode
-from metanet.merging.stretch import STRETCH, row_length
+from metanet.merging.stretch import LONG_STRETCH, STRETCH, row_length
 from metanet.merging.tensor import NonFiniteError, TensorTask, merge_tensor
 from metanet_zoo.merging.job import Job
 from metanet_zoo.merging.plan import Plan
@@ -38,7 +38,7 @@ def memory_per_thread(plan: Plan) -> int:
     most = 0
     for job in plan.jobs:
         if job.task is not None:
-            length = STRETCH
+            length = LONG_STRETCH if job.task.method.arithmetic else STRETCH
             if job.task.method.rows:
                 length = max(length, row_length(job.task.shape))
             size = 4 if job.task.dtype.__name__ == "float32" else 8
