@@ -57,17 +57,19 @@ def image_table(results: Mapping[str, list[Pair]]) -> list[str]:
     for dataset, pairs in results.items():
         ends = 100 * fmean(fmean(pair["ends"]) for pair in pairs)
         for row in ROWS[dataset]:
-            found = [pair["rows"][row.label] for pair in pairs if row.label in pair["rows"]]
-            if len(found) < len(pairs):
+            having = [pair for pair in pairs if row.label in pair["rows"]]
+            found = [pair["rows"][row.label] for pair in having]
+            if not found:
                 continue
+            label = row.label if having == pairs else f"{row.label} ({len(having)} of {len(pairs)} pairs)"
             accuracy = [100 * item["accuracy"] for item in found]
             cells = [f"{ends:.2f}", summary(accuracy, 2, min(accuracy))]
             heights = [item["barrier"] for item in found if "barrier" in item]
             cells.append(summary(heights, 4, max(heights)) if heights else "–")
-            facts = [pair["matchings"][row.matching] for pair in pairs]
+            facts = [pair["matchings"][row.matching] for pair in having]
             cells.append(f"{fmean(fact['gain'] for fact in facts):.1%}" if row.matching != "naive" else "–")
             cells.append(f"{fmean(fact['singular'] for fact in facts):.3f}")
-            lines.append(f"| {dataset}, {NETWORKS[dataset]} | {row.label} | {' | '.join(cells)} |")
+            lines.append(f"| {dataset}, {NETWORKS[dataset]} | {label} | {' | '.join(cells)} |")
     return lines
 
 
@@ -103,7 +105,7 @@ def training_facts(work: Path, dataset: str, pairs: Sequence[tuple[int, int]]) -
 def training_table(results: Mapping[str, list[Pair]], work: Path) -> list[str]:
     """Return what was trained, for how long, and on how much it was measured."""
     lines = [
-        "| data, network | networks | training | CPU s each | loss along the path | corrections | test |",
+        "| data, network | networks, pairs | training | CPU s each | loss on the path | corrections | test |",
         "|---|---|---|---|---|---|---|",
     ]
     for dataset, pairs in results.items():
@@ -122,7 +124,8 @@ def training_table(results: Mapping[str, list[Pair]], work: Path) -> list[str]:
             count, calibration = TRAINING.get(dataset, 2000), CALIBRATION.get(dataset, 2000)
             measured = f"{count:,} training images | {calibration:,} training images | {test:,} images"
         lines.append(
-            f"| {dataset}, {NETWORKS[dataset]} | {len(facts)} | {how}, weight decay {recipe['weight_decay']} "
+            f"| {dataset}, {NETWORKS[dataset]} | {len(facts)}, {len(pairs)} "
+            f"| {how}, weight decay {recipe['weight_decay']} "
             f"| {seconds:.0f} | {measured} |"
         )
     return lines
@@ -150,13 +153,14 @@ def document(results: Mapping[str, list[Pair]], work: Path) -> str:
     for dataset, pairs in images.items():
         parts = []
         for matching in pairs[0]["matchings"]:
-            seconds = [pair["matchings"][matching]["cpu_s"] for pair in pairs]
+            known = [pair["matchings"] for pair in pairs if matching in pair["matchings"]]
+            seconds = [facts[matching]["cpu_s"] for facts in known]
             if matching != "naive":
                 parts.append(f"{matching} {fmean(seconds):.2f}")
         lines += ["", f"Matching {dataset}, CPU s: {', '.join(parts)}."]
     if texts:
         costs = [
-            f"{label} {fmean(pair['rows'][label]['cpu_s'] for pair in texts):.1f}"
+            f"{label}: {fmean(pair['rows'][label]['cpu_s'] for pair in texts):.2f}"
             for label in texts[0]["rows"]
             if not label.startswith("naive")
         ]
@@ -170,7 +174,7 @@ def document(results: Mapping[str, list[Pair]], work: Path) -> str:
             "",
             *text_table(texts),
             "",
-            f"CPU s of matching: {', '.join(costs)}.",
+            f"Matching, CPU s: {'; '.join(costs)}.",
         ]
     done = {name: pairs for name, pairs in results.items() if pairs}
     return "\n".join([*lines, "", "## Training and measurement", "", *training_table(done, work), ""])
