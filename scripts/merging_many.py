@@ -111,7 +111,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, torch {torch.__version__}, CPU. MLPs "
         "784-512-512-512-10, one per seed, brought into one order of units by their weights and averaged: "
-        "the first n of seeds 0, 1, ….",
+        "the first n of seeds 0, 1, …. –: not measured; the same command goes on there.",
     ]
     for dataset, found in results.items():
         ends = found["ends"]
