@@ -1,6 +1,10 @@
 """Fixtures for all packages."""
 
 import os
+
+# Two processes share two cores, here and in the processes that tests begin; before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
