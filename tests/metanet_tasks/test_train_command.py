@@ -119,7 +119,9 @@ def test_a_process_that_is_told_to_end_can_be_resumed(
         "5000",
     ]
     command = [sys.executable, "-m", "metanet_tasks.cli", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    )
     deadline = time.monotonic() + 240
     while process.poll() is None and not _epochs(out) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -134,6 +136,11 @@ def test_a_process_that_is_told_to_end_can_be_resumed(
         assert error == "metanet: interrupted; the same command with --resume continues\n"
     checkpoint = torch.load(out / "model.ckpt", weights_only=True)
     assert checkpoint["epoch"] + 1 >= done - 1
+
+
+def _heed_interrupts() -> None:
+    """Undo what shells do to jobs in the background: they, and these tests with them, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _epochs(out: Path) -> int:
