@@ -6,7 +6,7 @@ permuted at random and noise of a tenth of the weights' deviation added. ``metan
 second to the first and writes it: spec, matching, proof and writing are one process on one thread, whose
 CPU time and peak of anonymous memory are taken.
 
-    python scripts/match_llama.py --folder /tmp/llamas [--rounds 3]
+    python scripts/match_llama.py --folder FOLDER [--rounds 3]
 """
 
 from __future__ import annotations
