@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,27 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     if os.name == "posix":
         _flush(folder, os.O_RDONLY)
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Rename a complete folder to its place; an older one there is removed once the new one stands.
+
+    Args:
+        folder: beside the target, flushed to disk.
+        target: where it is to appear.
+
+    Raises:
+        OSError: the folder cannot be moved; an older target then lies where it was, or beside it.
+    """
+    old = None
+    if target.exists():
+        old = target.with_name(f".{target.name}.replaced")
+        if old.exists():
+            shutil.rmtree(old)
+        os.replace(target, old)
+    os.replace(folder, target)
+    if old is not None:
+        shutil.rmtree(old)
 
 
 def write_json_atomic(target: str | os.PathLike[str], value: object) -> None:

@@ -99,6 +99,8 @@ def test_what_cannot_be_an_adapter_is_refused(tmp_path: Path) -> None:
     arguments = (str(tmp_path / "tuned"), str(tmp_path / "base"), tmp_path / "adapter")
     with pytest.raises(ValueError, match="rank 0"):
         extract_lora(*arguments, rank=0)
+    with pytest.raises(ValueError, match="expected a regular expression"):
+        extract_lora(*arguments, exclude=("(",))
     save_file({**tuned, "scale": torch.ones(3)}, tmp_path / "tuned" / "model.safetensors")
     with pytest.raises(CheckpointError, match="the base has no tensor 'scale'"):
         extract_lora(*arguments)

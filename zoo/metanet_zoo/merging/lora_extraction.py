@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
@@ -29,6 +28,7 @@ from torch import Tensor
 from metanet.merging.floats import FLOAT_DTYPES, Floats, decode
 from metanet.merging.recipe import nearest
 from metanet.merging.reference import ModelReference
+from metanet_zoo.atomic import replace_folder, write_json_atomic
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.merging.lora import PREFIXES, add_adapter
 from metanet_zoo.merging.model import HEADS, MergeModel
@@ -107,16 +107,17 @@ def extract_lora(
     Raises:
         CheckpointError: models of other names or shapes; a difference that no adapter can hold.
         FileExistsError: the output exists.
-        ValueError: a rank below one.
+        ValueError: a rank below one, or no regular expression.
     """
     if rank < 1:
         raise ValueError(f"found rank {rank}, expected 1 or more")
+    left_out = tuple(_pattern(text) for text in exclude)
     target = Path(out).expanduser()
     _check_target(target, overwrite)
     tuned, start = (_open(name, cache_dir, offline) for name in (model, base))
     try:
         _check_alike(tuned, start)
-        found = _Extraction(tuned, start, rank, tuple(re.compile(pattern) for pattern in exclude))
+        found = _Extraction(tuned, start, rank, left_out)
         names = list(start.source.entries())
         for number, name in enumerate(names, 1):
             found.take(name)
@@ -291,6 +292,13 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and part == "weight" and not name.endswith(HEADS) and not EMBEDDING.search(module)
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"found {text!r}, expected a regular expression ({error})") from None
+
+
 def _open(name: str, cache: Path | None, offline: bool | None) -> MergeModel:
     reference = ModelReference.parse(name)
     opened = open_model(reference.model.path, reference.model.revision, cache_dir=cache, offline=offline)
@@ -347,11 +355,8 @@ def _publish(target: Path, found: _Extraction, base: str) -> None:
     folder.mkdir()
     try:
         save_checkpoint(folder / "adapter_model.safetensors", found.tensors, {"format": "pt"})
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+        write_json_atomic(folder / "adapter_config.json", config)
+        replace_folder(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from metanet_zoo.atomic import replace_folder
 from metanet_zoo.errors import CheckpointError
 from metanet_zoo.merging.shards import Layout
 
@@ -146,15 +147,10 @@ class Workspace:
         (self.folder / JOURNAL).unlink()
         (self.folder / LOCK).unlink()
         _sync(self.folder)
-        old = None
-        if overwrite and self.target.exists():
-            old = self.target.with_name(f".{self.target.name}.replaced")
-            if old.exists():
-                shutil.rmtree(old)
-            os.replace(self.target, old)
-        os.replace(self.folder, self.target)
-        if old is not None:
-            shutil.rmtree(old)
+        if self.target.exists() and not overwrite:
+            os.replace(self.folder, self.target)  # an empty folder gives way, another one raises
+        else:
+            replace_folder(self.folder, self.target)
 
     def discard(self) -> None:
         """Remove everything that was written."""
