@@ -17,18 +17,16 @@ References:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from metanet.optim.links import Links
+from metanet.optim.metas_file import read_metas, save_metas
 from metanet.optim.mixing import rms
 from metanet.optim.rule import ROLES, Meta
 from metanet.optim.unit_network import Edges, UnitNetwork
@@ -132,10 +130,7 @@ class Forecaster:
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all; form and card stand in its metadata."""
-        metadata = {"forecaster": self.form, "card": json.dumps(self.card)}
-        partial = Path(f"{path}.partial")
-        save_file({k: t.detach().contiguous() for k, t in self.metas.items()}, partial, metadata=metadata)
-        partial.replace(path)
+        save_metas(path, self.metas, {"forecaster": self.form}, self.card)
 
     @classmethod
     def load(cls, path: Path | str) -> Forecaster:
@@ -146,15 +141,7 @@ class Forecaster:
         """
         if not Path(path).is_file():
             raise ValueError(f"no file {str(path)!r}; scripts/nowcast_train.py makes forecasters")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                metas = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            card = json.loads(metadata.get("card", "{}"))
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged or no file of a forecaster ({error}); make it again"
-            ) from error
+        metas, metadata, card = read_metas(path, "a forecaster", "make it again")
         form = metadata.get("forecaster")
         wanted = {k: (1, len(m.initial)) for k, m in _metas(form).items()} if form in FORMS else None
         found = {key: tuple(tensor.shape) for key, tensor in metas.items()}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from metanet.optim.celo2 import Celo2Rule
 from metanet.optim.graph_rule import GraphRule
+from metanet.optim.metas_file import read_metas, save_metas
 from metanet.optim.network import MixingRule, PerParameterRule
 from metanet.optim.nominal import DeepSetsRule, UNFRule
 from metanet.optim.rule import UpdateRule
@@ -76,10 +74,7 @@ class MetaWeights:
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all; rule and card stand in its metadata."""
-        metadata = {"rule": self.rule.name, "card": json.dumps(self.card)}
-        partial = Path(f"{path}.partial")
-        save_file({k: t.contiguous() for k, t in self.metas.items()}, partial, metadata=metadata)
-        partial.replace(path)
+        save_metas(path, self.metas, {"rule": self.rule.name}, self.card)
 
 
 def shipped() -> list[str]:
@@ -100,15 +95,7 @@ def load_meta_weights(name: str) -> MetaWeights:
             f"no meta-weights {name!r}: neither a file nor one of the shipped ones ({known}); those of a hub "
             "repository are fetched by metanet_zoo.meta_weights.fetch_meta_weights"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            metas = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        card = json.loads(metadata.get("card", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged or no file of meta-weights ({error}); save or fetch it again"
-        ) from error
+    metas, metadata, card = read_metas(path, "meta-weights", "save or fetch it again")
     if metadata.get("rule") not in RULES:
         raise ValueError(
             f"{path} holds no meta-weights of a known rule: its metadata says {metadata.get('rule')!r}, "
@@ -119,6 +106,4 @@ def load_meta_weights(name: str) -> MetaWeights:
     found = {key: tuple(tensor.shape) for key, tensor in metas.items()}
     if wanted != found:
         raise ValueError(f"{path}: the rule {rule.name!r} needs {wanted}, found {found}")
-    if bad := [key for key, meta in metas.items() if not bool(meta.isfinite().all())]:
-        raise ValueError(f"{path}: {', '.join(bad)} hold values that are not finite; save or fetch it again")
     return MetaWeights(name, rule, metas, card)

@@ -221,3 +221,11 @@ def test_wrong_settings_are_refused() -> None:
         Nowcaster(forecaster("linear"), BASES["SGD"](other), model, total_steps=9)
     with pytest.raises(ValueError, match="saved by an optimizer without forecasts"):
         nowcaster(model).load_state_dict(BASES["AdamW"](model).state_dict())
+
+
+def test_a_forecaster_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    forecaster = Forecaster.initial("linear")
+    forecaster.metas["linear"][0, 3] = torch.nan
+    forecaster.save(tmp_path / "forecaster.safetensors")
+    with pytest.raises(ValueError, match="linear hold values that are not finite; make it again"):
+        Forecaster.load(tmp_path / "forecaster.safetensors")
