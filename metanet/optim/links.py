@@ -50,8 +50,8 @@ class Links:
         self._plans: dict[tuple[str, Side], list[tuple[Block, list[Unit]]]] = {}
 
     def knows(self, entry: str | None) -> bool:
-        """Return whether a tensor is an entry of the spec."""
-        return entry in self._axes_of
+        """Return whether a tensor is an entry of the spec that has dimensions; a scalar meets no unit."""
+        return bool(self._axes_of.get(entry)) if entry is not None else False
 
     def groups(self, entry: str, sides: Sequence[Side]) -> tuple[str, ...]:
         """Return the groups over which some sides of a tensor exchange messages."""

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metanet.optim.bucket import matrix_shape
+from metanet.optim.bucket import check_parameter, matrix_shape
 from metanet.optim.forecaster import STATES, Forecaster, History
 from metanet.optim.links import Links
-from metanet.optim.optimizer import unwrapped
+from metanet.optim.optimizer import derived_spec, unwrapped
 from metanet.optim.roles import is_matrix, roles_of, stacked_of
 from metanet.spec import WeightSpec
 
@@ -48,12 +48,14 @@ class Nowcaster(Optimizer):
         total_steps: number of steps of the whole training.
         every: steps between forecasts, a multiple of 5.
         ahead: steps that the first forecast looks ahead.
-        example_args: inputs of the model to derive its spec from, for forecasts of the form ``graph``.
+        example_args: inputs of the model to derive its spec from, for forecasts of the form ``graph``; by
+            default those of a Lightning module's ``example_input_array``.
         spec: of the model, if it is at hand.
 
     Raises:
         ValueError: numbers that make no sense, parameters that are not the model's, no spec for a form that
             needs one.
+        TypeError: a sparse, complex or sharded (FSDP2) parameter.
     """
 
     def __init__(
@@ -78,10 +80,8 @@ class Nowcaster(Optimizer):
         self.forecaster = forecaster if isinstance(forecaster, Forecaster) else Forecaster.load(forecaster)
         self.base = base
         self.total_steps, self.every, self.ahead = total_steps, every, ahead
-        if spec is None and example_args is not None and self.forecaster.needs_spec:
-            from metanet.derive import spec_of
-
-            spec = spec_of(model, *example_args)
+        if spec is None and self.forecaster.needs_spec:
+            spec = derived_spec(model, example_args)
         if spec is None and self.forecaster.needs_spec:
             raise ValueError(
                 "forecasts of the form 'graph' need the spec of the network: pass example_args or spec"
@@ -104,7 +104,10 @@ class Nowcaster(Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     def _check(self, groups: Iterable[Mapping[str, Any]]) -> None:
-        unknown = [tuple(p.shape) for group in groups for p in group["params"] if p not in self._places]
+        parameters = [p for group in groups for p in group["params"]]
+        for parameter in parameters:
+            check_parameter(parameter)
+        unknown = [tuple(p.shape) for p in parameters if p not in self._places]
         if unknown:
             raise ValueError(
                 f"the base optimizer has {len(unknown)} parameters that are not the model's (of shapes "

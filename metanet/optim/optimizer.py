@@ -126,7 +126,7 @@ class LearnedOptimizer(Optimizer):
         model = unwrapped(model)
         weights = name if isinstance(name, MetaWeights) else load_meta_weights(name)
         if spec is None and weights.rule.linked:
-            spec = _derived(model, example_args)
+            spec = derived_spec(model, example_args)
         roles, stacked = roles_of(model), stacked_of(model, spec)
         groups: dict[tuple[str, bool], list[tuple[str, Tensor]]] = {}
         for name_, parameter in model.named_parameters():
@@ -336,8 +336,11 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join([*found[:3], *(["…"] if len(found) > 3 else [])]) or "not at all"
 
 
-def _derived(model: nn.Module, example_args: Sequence[Any] | None) -> WeightSpec | None:
-    """Return the spec of a model if inputs to derive it from are given or brought by the model."""
+def derived_spec(model: nn.Module, example_args: Sequence[Any] | None) -> WeightSpec | None:
+    """Return the spec of a model if inputs to derive it from are given or brought by the model.
+
+    Those that it brings are a Lightning module's ``example_input_array``.
+    """
     from metanet.derive import spec_of
 
     if example_args is not None:

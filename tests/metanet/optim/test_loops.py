@@ -14,19 +14,22 @@ import lightning
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from metanet.optim import LearnedOptimizer, MetaWeights
+from metanet.optim import LearnedOptimizer, Nowcaster
 from metanet.spec import WeightSpec
+from tests.metanet.optim import two_processes
+from tests.metanet.optim.contract import OPTIMIZERS, optimizer_for
 from tests.metanet.optim.networks import cnn, mlp, train, weights
 
 
 class Module(lightning.LightningModule):
     """An MLP that is trained by automatic optimisation."""
 
-    def __init__(self, made: MetaWeights, *, example: bool) -> None:
+    def __init__(self, name: str, *, example: bool) -> None:
         super().__init__()
         self.network = mlp()
-        self.made = made
+        self.name = name
         self.seen: list[float] = []
         if example:
             self.example_input_array = torch.zeros(2, 5)
@@ -42,43 +45,50 @@ class Module(lightning.LightningModule):
         self.seen.append(loss.item())
         return loss
 
-    def configure_optimizers(self) -> LearnedOptimizer:
-        """Return the learned optimizer."""
-        return LearnedOptimizer.from_pretrained(self.made, self, total_steps=6)
+    def configure_optimizers(self) -> Optimizer:
+        """Return the learned optimizer, which derives the spec from the example."""
+        return optimizer_for(self.name, self, None)
 
 
-def fit(module: Module, **options: Any) -> None:
+def fit(module: Module, checkpoint: Path | None = None, **options: Any) -> lightning.Trainer:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(24, 5, generator=generator)
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long()), batch_size=4
     )
+    settings: dict[str, Any] = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options}
     trainer = lightning.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
+        accelerator="cpu", devices=1, enable_progress_bar=False, enable_model_summary=False, **settings
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's own, about workers and deprecated names
-        trainer.fit(module, loader)
+        trainer.fit(module, loader, ckpt_path=checkpoint)
+    return trainer
 
 
-def test_lightning_trains_automatically_and_brings_the_spec() -> None:
-    made = weights("mixing")
-    module = Module(made, example=True)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_lightning_trains_automatically_and_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    straight, begun, resumed = (Module(name, example=True) for _ in range(3))
+    fit(straight, max_epochs=2)
+    fit(begun).save_checkpoint(tmp_path / "begun.ckpt")
+    trainer = fit(resumed, tmp_path / "begun.ckpt", max_epochs=2)
+    assert trainer.global_step == 12
+    assert begun.seen + resumed.seen == straight.seen
+    for mine, theirs in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["mixing", "nowcaster graph"])
+def test_lightning_trains_as_a_loop_does_and_brings_the_spec(name: str) -> None:
+    module = Module(name, example=True)
     by_hand = copy.deepcopy(module)
     fit(module)
     optimizer = module.optimizers()
     assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
     inner = optimizer.optimizer
-    assert isinstance(inner, LearnedOptimizer)
+    assert isinstance(inner, (LearnedOptimizer, Nowcaster))
     assert inner.links is not None
-    assert inner.param_groups[0]["step"] == 6
+    assert (inner.steps if isinstance(inner, Nowcaster) else inner.param_groups[0]["step"]) == 6
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(24, 5, generator=generator)
@@ -94,7 +104,7 @@ def test_lightning_trains_automatically_and_brings_the_spec() -> None:
 
 
 def test_lightning_accumulates_and_treats_tensors_alone_without_an_example() -> None:
-    module = Module(weights("mixing"), example=False)
+    module = Module("mixing", example=False)
     fit(module, accumulate_grad_batches=2, gradient_clip_val=1.0)
     optimizer: Any = module.optimizers()
     assert optimizer.optimizer.param_groups[0]["step"] == 3
@@ -102,10 +112,10 @@ def test_lightning_accumulates_and_treats_tensors_alone_without_an_example() -> 
 
 
 def test_an_example_that_does_not_fit_is_warned_about() -> None:
-    module = Module(weights("mixing"), example=False)
+    module = Module("mixing", example=False)
     module.example_input_array = torch.zeros(2, 7)
     with pytest.warns(UserWarning, match="no spec could be derived from the model's example_input_array"):
-        optimizer = LearnedOptimizer.from_pretrained(module.made, module, total_steps=3)
+        optimizer = LearnedOptimizer.from_pretrained(weights("mixing"), module, total_steps=3)
     assert optimizer.links is None
 
 
@@ -194,13 +204,7 @@ def test_two_processes_are_one_and_shards_are_refused(tmp_path: Path) -> None:
     ]
     assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    model = mlp().double()
-    optimizer = LearnedOptimizer.from_pretrained(weights("mixing"), model, total_steps=9)
-    x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for _ in range(3):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), (x.sum(1) > 0).long()).backward()
-        optimizer.step()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(first[name], second[name]), "ranks must agree to the bit"
-        torch.testing.assert_close(tensor, first[name], rtol=1e-9, atol=1e-9)
+    for name in OPTIMIZERS:
+        for key, tensor in two_processes.train(mlp().double(), name, slice(0, 8)).items():
+            assert torch.equal(first[name][key], second[name][key]), "ranks must agree to the bit"
+            torch.testing.assert_close(tensor, first[name][key], rtol=1e-9, atol=1e-9)

@@ -17,6 +17,7 @@ from metanet.optim import LearnedOptimizer
 from metanet.optim.forecaster import FORMS, STATES, Forecaster, History
 from metanet.optim.links import Links
 from metanet.optim.nowcaster import Nowcaster
+from tests.metanet.optim.contract import forecaster
 from tests.metanet.optim.networks import cnn, mlp, mlp_spec, train, weights
 from tests.metanet.optim.test_stacked import SPEC as MIXTURE
 from tests.metanet.optim.test_stacked import mixture
@@ -29,13 +30,6 @@ BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
         model.named_parameters(), total_steps=40, weights=weights("structured")
     ),
 }
-
-
-def forecaster(form: str, seed: int = 0) -> Forecaster:
-    made = Forecaster.initial(form)
-    generator = torch.Generator().manual_seed(seed)
-    metas = {k: m + 0.1 * torch.randn(m.shape, generator=generator) for k, m in made.metas.items()}
-    return Forecaster(form, metas)
 
 
 def nowcaster(model: nn.Module, base: str = "AdamW", form: str = "graph", **options: object) -> Nowcaster:

@@ -143,17 +143,6 @@ def test_gradients_that_are_not_finite_do_no_harm(rule: str) -> None:
     assert all(loss == loss for loss in train(model, optimizer, 3))
 
 
-def test_schedulers_multiply_the_rate() -> None:
-    slow, fast = mlp().double(), mlp().double()
-    still = optimizer_of(slow, "structured", lr=0.5)
-    moved = optimizer_of(fast, "structured")
-    torch.optim.lr_scheduler.LambdaLR(moved, lambda step: 0.5)
-    train(slow, still, 3)
-    train(fast, moved, 3)
-    for mine, theirs in zip(slow.parameters(), fast.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-
-
 def test_decay_pulls_matrices_alone_towards_zero() -> None:
     model = mlp().double()
     for parameter in model.parameters():
@@ -202,24 +191,6 @@ def test_pickled_optimizers_and_compiled_models(tmp_path: Path) -> None:
     train(model, optimizer, 2)
     copied = pickle.loads(pickle.dumps(optimizer))
     assert str(copied.state_dict()) == str(optimizer.state_dict())
-
-
-def test_gradient_scaling_of_mixed_precision() -> None:
-    plain, scaled = mlp(), mlp()
-    first, second = optimizer_of(plain, "structured"), optimizer_of(scaled, "structured")
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for step in range(3):
-        x = torch.randn(16, 5, generator=torch.Generator().manual_seed(step))
-        y = (x.sum(1) > 0).long()
-        first.zero_grad()
-        nn.functional.cross_entropy(plain(x), y).backward()
-        first.step()
-        second.zero_grad()
-        scaler.scale(nn.functional.cross_entropy(scaled(x), y)).backward()
-        scaler.step(second)
-        scaler.update()
-    for mine, theirs in zip(plain.parameters(), scaled.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_more_steps_than_promised_are_warned_about_once() -> None:
