@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metanet.optim.chunks import CHUNK, Part
-from metanet.optim.links import SIDES, Links, Side, sides_of
+from metanet.optim.links import SIDES, Links, Side
 from metanet.optim.rule import Item, Meta, Metas
 
 
@@ -79,54 +79,74 @@ def _whole(item: Item, message: Tensor) -> Tensor:
 
 
 class UnitMeans:
-    """Means of the hidden units over rows, columns and the tensor, and the linear maps that follow them."""
+    """Means over rows, columns and the tensor of linear maps of the hidden units.
 
-    def __init__(self, item: Item, hidden: int, links: Links | None) -> None:
+    The maps come first and the means follow, which is the same and leaves fewer of them: of a matrix those of
+    the terms of its rows, of its tensor, of the messages of its rows (if it is linked), of the terms of its
+    columns and of their messages; of a vector those of its tensor and of its messages.
+
+    Args:
+        item: the bucket.
+        links: which units tensors share.
+    """
+
+    def __init__(self, item: Item, links: Links | None) -> None:
         values, self.shape = item.values, item.values.shape
-        self.sides = sides_of(len(self.shape) - 1)
         self.linked = links is not None and any(links.knows(entry) for entry in item.named)
         count, first = self.shape[0], self.shape[1]
+        self.of_rows = 2 + self.linked
         if len(self.shape) == 2:
-            self.total = values.new_zeros((count, hidden))
+            self.total = values.new_zeros(count)
             self.sent = values.new_empty((count, first if self.linked else 0))
         else:
-            self.rows = values.new_empty((count, hidden, first))
-            self.columns = values.new_zeros((count, hidden, self.shape[2]))
+            self.rows = values.new_empty((count, self.of_rows, first))
+            self.columns = values.new_zeros((count, 1 + self.linked, self.shape[2]))
 
-    def add(self, units: Tensor, at: Part, metas: Metas) -> None:
-        """Take in the ``[k, hidden, width]`` units of some tensors, in whole rows of matrices."""
+    def maps(self, metas: Metas) -> Tensor:
+        """Return the ``[P, maps, hidden]`` weights of the maps, in order."""
+        if len(self.shape) == 2:
+            names = ["tensor", "send_vector"][: 1 + self.linked]
+        else:
+            names = ["row", "tensor", "send_row"][: self.of_rows] + ["column", "send_column"][
+                : 1 + self.linked
+            ]
+        return torch.stack([metas[name] for name in names], 1)
+
+    def add(self, found: Tensor, at: Part) -> None:
+        """Take in the ``[k, maps, width]`` maps of some tensors, in whole rows of matrices."""
         some, part = at
         if len(self.shape) == 2:
-            self.total[some].add_(units.sum(2))
+            self.total[some].add_(found[:, 0].sum(1))
             if self.linked:
-                self.sent[some, part] = (_of(metas["send_vector"], some)[:, None] @ units)[:, 0]
+                self.sent[some, part] = found[:, 1]
             return
-        grid = units.unflatten(2, (-1, self.shape[2]))
+        grid = found.unflatten(2, (-1, self.shape[2]))
+        self.add_sums(grid[:, : self.of_rows].sum(3), grid[:, self.of_rows :], at)
+
+    def add_sums(self, rows: Tensor, columns: Tensor, at: Part) -> None:
+        """Take in the ``[k, maps, rows]`` sums of maps of a matrix, and those of columns as they are."""
+        some, part = at
         inside = slice(part.start // self.shape[2], part.stop // self.shape[2])
-        torch.mean(grid, 3, out=self.rows[some, :, inside])
-        self.columns[some].add_(grid.sum(2))
+        self.rows[some, :, inside] = rows
+        self.columns[some].add_(columns.sum(2))
 
-    def finish(self, metas: Metas) -> tuple[dict[Side, Tensor], dict[Side, Tensor]]:
+    def finish(self) -> tuple[dict[Side, Tensor], dict[Side, Tensor]]:
         """Return the mixed terms and the messages of every side."""
-
-        def through(name: str, means: Tensor) -> Tensor:
-            return (metas[name][:, None] @ means)[:, 0]
-
         if len(self.shape) == 2:
-            mean = (metas["tensor"] * self.total).sum(1, keepdim=True) / self.shape[1]
+            mean = self.total[:, None] / self.shape[1]
             messages: dict[Side, Tensor] = {"vector": self.sent} if self.linked else {}
             return {"vector": mean.expand(self.shape)}, messages
-        columns = self.columns / self.shape[1]
+        rows, columns = self.rows / self.shape[2], self.columns / self.shape[1]
         terms: dict[Side, Tensor] = {
-            "row": through("row", self.rows) + (metas["tensor"] * self.rows.mean(2)).sum(1, keepdim=True),
-            "column": through("column", columns),
+            "row": rows[:, 0] + rows[:, 1].mean(1, keepdim=True),
+            "column": columns[:, 0],
         }
         if not self.linked:
             return terms, {}
-        return terms, {"row": through("send_row", self.rows), "column": through("send_column", columns)}
+        return terms, {"row": rows[:, 2], "column": columns[:, 1]}
 
 
-def _of(meta: Tensor, some: slice) -> Tensor:
+def of_some(meta: Tensor, some: slice) -> Tensor:
     """Return the meta-parameters of some of the tensors."""
     return meta if len(meta) == 1 else meta[some]
 

@@ -127,8 +127,10 @@ class PerParameterRule(StructuredRule):
         times = metas["first"].new_tensor([progress - 0.5, 4 * (progress - 0.5) ** 2])
         bias = metas["first_bias"] + metas["first_time"].unflatten(1, (self.hidden, TIMES)) @ times
         weight = torch.cat([weight, bias[..., None].expand(len(values), -1, -1)], 2)
-        own = metas["own"][:, None] * sizes[:, 5, None, None]
-        sums = UnitMeans(item, self.hidden, links) if self.mixing else None
+        maps = metas["own"][:, None] * sizes[:, 5, None, None]
+        sums = UnitMeans(item, links) if self.mixing else None
+        if sums is not None:
+            maps = torch.cat([maps, sums.maps(metas).expand(len(values), -1, -1)], 1)
         for at in chunks(values, item.values.shape[-1]):
             some, height, width = at[0], at[0].stop - at[0].start, at[1].stop - at[1].start
             inputs = self.buffers.take("inputs", (height, FEATURES + 1, width), values)
@@ -139,15 +141,16 @@ class PerParameterRule(StructuredRule):
             torch.stack([*parts, adam, moved, values[at], ones], 1, out=inputs)
             units = self.buffers.take("units", (height, self.hidden, width), values)
             torch.bmm(weight[some], inputs, out=units).clamp_(-1, 1)
+            found = self.buffers.take("maps", (height, maps.shape[1], width), values)
+            torch.bmm(maps[some], units, out=found)
+            moved.add_(found[:, 0])
             if sums is not None:
-                sums.add(units, at, metas)
-            change = self.buffers.take("change", (height, 1, width), values)
-            moved.add_(torch.bmm(own[some], units, out=change)[:, 0])
+                sums.add(found[:, 1:], at)
             if mover is not None:
                 mover(at, moved)
         result = Passed(sizes[:, 5])
         if sums is not None:
-            result.terms, result.messages = sums.finish(metas)
+            result.terms, result.messages = sums.finish()
         return result
 
     def _sizes(self, base: Base, sources: Sequence[Tensor], values: Tensor) -> Tensor:

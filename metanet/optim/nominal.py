@@ -87,17 +87,18 @@ class DeepSetsRule(UpdateRule):
 
         scale = sizes(item, features) + FLOOR
         beta = metas["log_beta"].exp()
-        sums = UnitMeans(item, HIDDEN, links) if self.mixing else None
+        sums = UnitMeans(item, links) if self.mixing else None
+        maps = None if sums is None else sums.maps(metas)
         for part in whole_rows(item.values):
             own = features(part).div_(scale)
             inputs = torch.cat([own, clock.expand(len(own), -1, own.shape[2])], 1)
             units = hidden_units(metas, inputs, 3)
             flat[:, part] += beta * linear(metas, units, 3)[:, 0]
-            if sums is not None:
-                sums.add(units, (slice(0, len(units)), part), metas)
+            if sums is not None and maps is not None:
+                sums.add(maps @ units, (slice(0, len(units)), part))
         result = Passed(beta[:, 0].expand(len(moved)))
         if sums is not None:
-            result.terms, result.messages = sums.finish(metas)
+            result.terms, result.messages = sums.finish()
         return moved, result
 
 
