@@ -24,9 +24,8 @@ from torch.func import grad_and_value, vmap
 from torch.nn import functional
 
 from metanet.optim.factored import DECAYS, RATE, SECOND_DECAY, TINY, FactoredRule
-from metanet.optim.meta.evolution import PersistentES
+from metanet.optim.meta.group import Group, apply
 from metanet.optim.meta.tasks import Classification, MLPTask
-from metanet.optim.meta.trainer import Group, apply
 from metanet.optim.network import FEATURES, FLOORS, PerParameterRule
 from metanet.optim.newton_schulz import COEFFICIENTS, STEPS
 from metanet.optim.pointwise import TIMES
@@ -198,7 +197,7 @@ class Race:
             for name, p in self.networks.items():
                 self.states[f"{name} rows"] = p.new_zeros(len(p), 3, p.shape[1])
                 self.states[f"{name} columns"] = p.new_zeros(len(p), 3, p.shape[-1])
-        self.group = Group(self.task, HORIZON, 0, [], [], PersistentES(1, 1, 1.0, generator))
+        self.group = Group(self.task, HORIZON, 0, [], [])
         self.group.lay(parameters, self.rule)
         self.step = 0
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from metanet.optim.meta.tasks import Classification, MLPTask
-from metanet.optim.meta.trainer import MetaSettings
+from metanet.optim.meta.trainer import ESTIMATORS, MetaSettings
 from metanet.optim.pretrained import RULES, load_meta_weights
 from metanet_tasks.optim.meta_task import MLPFamily, meta_train
 
@@ -30,7 +30,20 @@ def main() -> None:
     parser.add_argument("--rule", choices=list(RULES), default="structured")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--steps", type=int, default=600, help="meta-steps")
-    parser.add_argument("--pairs", type=int, default=12, help="antithetic pairs per group")
+    parser.add_argument(
+        "--estimator",
+        choices=ESTIMATORS,
+        default="pes",
+        help="of the meta-gradient: persistent, truncated or full evolution strategies, truncated "
+        "backpropagation, or that with inner gradients as constants",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=12,
+        help="antithetic pairs per group; half the networks of backpropagation",
+    )
+    parser.add_argument("--stretch", type=int, default=50, help="inner steps per meta-step; full-es: all")
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--sigma", type=float, default=0.1)
     parser.add_argument("--learning-rate", type=float, default=0.06)
@@ -56,7 +69,12 @@ def main() -> None:
         (MLPTask(mnist, (64, 48, 48, 10), "relu"), 1000),
     ]
     settings = MetaSettings(
-        groups=options.groups, pairs=options.pairs, sigma=options.sigma, horizons=(300, 2000)
+        groups=options.groups,
+        pairs=options.pairs,
+        stretch=options.stretch,
+        sigma=options.sigma,
+        horizons=(300, 2000),
+        estimator=options.estimator,
     )
     weights = meta_train(
         options.rule,

@@ -40,8 +40,13 @@ Factor: TypeAlias = float | Tensor
 
 
 def factor(values: Tensor, rank: int) -> Factor:
-    """Return ``[P]`` meta-learned values as a number if there is one, else ``[P, 1, …]`` of some rank."""
-    return values.item() if len(values) == 1 else values.reshape(-1, *(1,) * (rank - 1))
+    """Return ``[P]`` meta-learned values as a number if there is one, else ``[P, 1, …]`` of some rank.
+
+    A value that is differentiated stays a tensor.
+    """
+    if len(values) == 1 and not values.requires_grad:
+        return values.item()
+    return values.reshape(-1, *(1,) * (rank - 1))
 
 
 def add_scaled(total: Tensor, term: Tensor, by: Factor) -> Tensor:

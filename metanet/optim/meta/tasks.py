@@ -111,12 +111,11 @@ class MLPTask:
         return _links(self.widths)
 
     def initialize(self, count: int, generator: torch.Generator) -> list[Tensor]:
-        """Draw ``count`` networks: weights ``[count, out, in]`` and biases ``[count, out]``."""
-        device = self.data.inputs.device
+        """Draw networks of the data's type: weights ``[count, out, in]`` and biases ``[count, out]``."""
         parameters = []
         for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False):
             for shape in ((count, fan_out, fan_in), (count, fan_out)):
-                uniform = torch.rand(shape, generator=generator, device=generator.device).to(device)
+                uniform = torch.rand(shape, generator=generator, device=generator.device).to(self.data.inputs)
                 parameters.append((uniform * 2 - 1) / sqrt(fan_in) / self.scale)
         return parameters
 

@@ -3,25 +3,37 @@
 A *group* is a number of antithetic pairs that train networks of one shape over one horizon. Every meta-step
 runs one stretch of every group; a group whose horizon ends draws a new task and begins anew. Everything that
 decides what comes next is in `MetaTrainer.state_dict`, so a run continues bit for bit.
+
+The gradient of a stretch comes from one of `ESTIMATORS`:
+
+- ``pes``: persistent evolution strategies, without bias;
+- ``es``: truncated evolution strategies, biased to short horizons;
+- ``full-es``: evolution strategies over whole trainings: the stretch is the horizon;
+- ``backprop``: truncated backpropagation (`metanet.optim.meta.backprop`), biased as well, without noise;
+- ``backprop-first-order``: the same with inner gradients as constants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp, log
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from metanet.optim.buffers import laid, padded
+from metanet.optim.meta.backprop import Moment, backpropagate
 from metanet.optim.meta.evolution import PersistentES
+from metanet.optim.meta.group import Group, apply
 from metanet.optim.meta.tasks import MLPTask
-from metanet.optim.rule import Item, UpdateRule
+from metanet.optim.rule import UpdateRule
 
 TaskDraw = Callable[[torch.Generator], MLPTask]
 """Draws a task of a distribution."""
+Estimator = Literal["pes", "es", "full-es", "backprop", "backprop-first-order"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+"""Estimators of the meta-gradient by name; see the module's docstring."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +42,17 @@ class MetaSettings:
 
     Args:
         groups: groups of particles.
-        pairs: antithetic pairs per group.
-        stretch: inner steps per meta-step.
+        pairs: antithetic pairs per group; backpropagation has no pairs and trains twice as many networks,
+            each from a start of its own.
+        stretch: inner steps per meta-step; full evolution strategies take the whole horizon.
         horizons: bounds of the log-uniform number of inner steps of a training.
         sigma: standard deviation of perturbations, in units of the meta-parameters' scales.
         late: exponent k of the weight (k + 1) (t/T)ᵏ of the loss at inner step t.
         ceiling: losses are clipped here, and non-finite ones set to it.
-        persistent: persistent evolution strategies; False for truncated ones.
+        estimator: one of `ESTIMATORS`.
+
+    Raises:
+        ValueError: no such estimator.
     """
 
     groups: int = 4
@@ -46,33 +62,12 @@ class MetaSettings:
     sigma: float = 0.1
     late: float = 3.0
     ceiling: float = 3.0
-    persistent: bool = True
+    estimator: Estimator = "pes"
 
-
-@dataclass
-class Group:
-    """One group of particles in training."""
-
-    task: MLPTask
-    horizon: int
-    step: int
-    parameters: list[Tensor]
-    states: list[dict[str, Tensor]]
-    estimator: PersistentES = field(repr=False)
-
-    def lay(self, parameters: list[Tensor], rule: UpdateRule) -> None:
-        """Begin with parameters ``[K, …]``: theirs and every kind of state lie side by side in memory."""
-        self.parameters = _side_by_side(parameters)
-        self.states = [rule.state(p.shape, p) for p in parameters]
-        for name in dict.fromkeys(name for state in self.states for name in state):
-            holders = [state for state in self.states if name in state]
-            slots = {len(state[name]) for state in holders}
-            assert len(slots) == 1
-            flat = holders[0][name].new_zeros(
-                *slots, len(parameters[0]), padded([s[name][0] for s in holders])
-            )
-            for state, view in zip(holders, laid(flat, [s[name][0] for s in holders]), strict=True):
-                state[name] = view
+    def __post_init__(self) -> None:
+        """Refuse an unknown estimator."""
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"expected an estimator among {', '.join(ESTIMATORS)}, found {self.estimator!r}")
 
 
 class MetaTrainer:
@@ -102,9 +97,8 @@ class MetaTrainer:
         total = torch.zeros_like(theta)
         losses, ended = [], []
         for group in self.groups:
-            perturbed = group.estimator.perturb(theta)
-            weighted, last = self._stretch(group, self.rule.unpack(perturbed))
-            total += group.estimator.gradient(weighted)
+            found, weighted, last = self._estimate(group, theta)
+            total += found
             losses.append(float(weighted.mean()))
             if group.step >= group.horizon:
                 ended.append(float(last.mean()))
@@ -114,33 +108,52 @@ class MetaTrainer:
             figures["final"] = sum(ended) / len(ended)
         return total / len(self.groups), figures
 
-    def _stretch(self, group: Group, metas: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _estimate(self, group: Group, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run a stretch; return the gradient and the ``[2 pairs]`` weighted and last losses."""
+        if group.estimator is not None:
+            weighted, last = self._stretch(group, self.rule.unpack(group.estimator.perturb(theta)))
+            return group.estimator.gradient(weighted), weighted, last
+        moments: list[Moment] = []
+        weighted, last = self._stretch(group, self.rule.unpack(theta[None]), moments)
+        second_order = self.settings.estimator == "backprop"
+        found = backpropagate(self.rule, theta, moments, second_order=second_order)
+        return found.mean(0), weighted, last
+
+    def _stretch(
+        self, group: Group, metas: Mapping[str, Tensor], moments: list[Moment] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Train all particles of a group on; return ``[2 pairs]`` weighted and last losses."""
         settings, task = self.settings, group.task
         particles = 2 * settings.pairs
-        weighted = torch.zeros(particles)
-        last = torch.zeros(particles)
-        for _ in range(min(settings.stretch, group.horizon - group.step)):
-            indices = torch.randint(
-                len(task.data.labels), (settings.pairs, task.batch_size), generator=self.generator
-            )
-            last, gradients = task.gradients(group.parameters, torch.cat([indices, indices]))
-            last = last.nan_to_num(settings.ceiling).clamp(max=settings.ceiling)
+        weighted = last = group.parameters[0].new_zeros(particles)
+        length = group.horizon if settings.estimator == "full-es" else settings.stretch
+        for _ in range(min(length, group.horizon - group.step)):
+            drawn = particles if group.estimator is None else settings.pairs
+            indices = torch.randint(len(task.data.labels), (drawn, task.batch_size), generator=self.generator)
+            indices = torch.cat([indices] * (particles // drawn))
+            found, gradients = task.gradients(group.parameters, indices)
+            last = found.nan_to_num(settings.ceiling).clamp(max=settings.ceiling)
             share = ((group.step + 1) / group.horizon) ** settings.late * (settings.late + 1)
-            weighted += last * share / group.horizon
+            weighted = weighted + last * share / group.horizon
+            if moments is not None:
+                counted = (found < settings.ceiling).to(found) * (share / group.horizon)
+                moments.append(Moment(group.copy(), indices, counted))
             apply(self.rule, metas, task.roles, group, gradients)
             group.step += 1
             self.inner_steps += particles
         return weighted, last
 
     def _new_group(self, *, first: bool = False) -> Group:
-        estimator = PersistentES(
-            self.rule.size,
-            self.settings.pairs,
-            self.settings.sigma,
-            self.generator,
-            persistent=self.settings.persistent,
-        )
+        settings = self.settings
+        estimator = None
+        if not settings.estimator.startswith("backprop"):
+            estimator = PersistentES(
+                self.rule.size,
+                settings.pairs,
+                settings.sigma,
+                self.generator,
+                persistent=settings.estimator == "pes",
+            )
         group = Group(self.draw(self.generator), 1, 0, [], [], estimator)
         self._begin(group)
         if first:  # stagger the groups: a shorter first training
@@ -154,15 +167,18 @@ class MetaTrainer:
         share = float(torch.rand((), generator=self.generator))
         group.horizon = round(exp(log(low) + share * (log(high) - log(low))))
         group.step = 0
-        half = group.task.initialize(self.settings.pairs, self.generator)
-        group.lay([torch.cat([p, p]) for p in half], self.rule)
-        group.estimator.reset()
+        copies = 1 if group.estimator is None else 2
+        start = group.task.initialize(2 * self.settings.pairs // copies, self.generator)
+        group.lay([torch.cat([p] * copies) for p in start], self.rule)
+        if group.estimator is not None:
+            group.estimator.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides what comes next."""
         return {
             "generator": self.generator.get_state(),
             "inner_steps": self.inner_steps,
+            "estimator": self.settings.estimator,
             "groups": [
                 {
                     "task": {
@@ -175,7 +191,7 @@ class MetaTrainer:
                     "step": group.step,
                     "parameters": group.parameters,
                     "states": group.states,
-                    "estimator": group.estimator.state_dict(),
+                    "estimator": {} if group.estimator is None else group.estimator.state_dict(),
                 }
                 for group in self.groups
             ],
@@ -186,6 +202,12 @@ class MetaTrainer:
         if len(state["groups"]) != len(self.groups):
             raise ValueError(
                 f"the saved run has {len(state['groups'])} groups, the settings say {len(self.groups)}: "
+                "continue with the settings it was begun with"
+            )
+        estimator = state.get("estimator", self.settings.estimator)
+        if estimator != self.settings.estimator:
+            raise ValueError(
+                f"the saved run estimates by {estimator!r}, the settings say {self.settings.estimator!r}: "
                 "continue with the settings it was begun with"
             )
         self.generator.set_state(state["generator"])
@@ -201,37 +223,8 @@ class MetaTrainer:
             )
             group.horizon, group.step = int(saved["horizon"]), int(saved["step"])
             group.parameters, group.states = saved["parameters"], saved["states"]
-            group.estimator.load_state_dict(saved["estimator"])
-
-
-def _side_by_side(tensors: list[Tensor]) -> list[Tensor]:
-    """Return copies ``[K, …]`` of tensors that lie side by side."""
-    flat = tensors[0].new_zeros(len(tensors[0]), padded(tensors))
-    views = laid(flat, tensors)
-    for view, tensor in zip(views, tensors, strict=True):
-        view.copy_(tensor)
-    return views
-
-
-@torch.no_grad()
-def apply(
-    rule: UpdateRule,
-    metas: Mapping[str, Tensor],
-    roles: tuple[str, ...],
-    group: Group,
-    gradients: list[Tensor],
-) -> None:
-    """Take one step of a rule on every particle of a group, in place."""
-    progress = min((group.step + 0.5) / group.horizon, 1.0)
-    items = [
-        Item(role, values, gradient, state, group.step + 1, entry)
-        for role, values, gradient, state, entry in zip(
-            roles, group.parameters, gradients, group.states, group.task.entries, strict=True
-        )
-    ]
-    for item, moved in zip(items, rule.directions(metas, items, progress, group.task.links), strict=True):
-        eta = rule.rate(metas, item.role, group.step, group.horizon)
-        item.values.addcmul_(moved, eta.reshape(-1, *(1,) * (moved.ndim - 1)), value=-1)
+            if group.estimator is not None:
+                group.estimator.load_state_dict(saved["estimator"])
 
 
 def train_once(
@@ -246,7 +239,7 @@ def train_once(
     """Train networks of one task with one set of meta-parameters; return ``[horizon, particles]`` losses."""
     generator = torch.Generator().manual_seed(seed)
     parameters = task.initialize(particles, generator)
-    group = Group(task, horizon, 0, [], [], PersistentES(1, 1, 1.0, generator))
+    group = Group(task, horizon, 0, [], [])
     group.lay(parameters, rule)
     losses = []
     for _ in range(horizon):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from metanet.optim.meta.evolution import PersistentES
+from metanet.optim.meta.group import Group, apply
 from metanet.optim.meta.tasks import Classification, MLPTask
-from metanet.optim.meta.trainer import Group, MetaSettings, MetaTrainer, apply
+from metanet.optim.meta.trainer import ESTIMATORS, Estimator, MetaSettings, MetaTrainer
 from metanet.optim.pretrained import RULES
 
 
@@ -33,7 +34,7 @@ def test_particles_move_as_they_would_alone(name: str) -> None:
     def trained(chosen: slice) -> list[torch.Tensor]:
         own = [p[chosen].clone() for p in start]
         states = [rule.state(p.shape, p) for p in own]
-        group = Group(inner, 9, 0, own, states, PersistentES(1, 1, 1.0, generator))
+        group = Group(inner, 9, 0, own, states)
         for batch in indices:
             _, gradients = inner.gradients(group.parameters, batch[chosen])
             apply(rule, {k: m[chosen] for k, m in metas.items()}, inner.roles, group, gradients)
@@ -46,10 +47,13 @@ def test_particles_move_as_they_would_alone(name: str) -> None:
             torch.testing.assert_close(mine[0], theirs[i], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["structured", "mixing"])
-def test_a_run_continues_bit_for_bit(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [("mixing", "pes"), *(("structured", estimator) for estimator in ESTIMATORS)],
+)
+def test_a_run_continues_bit_for_bit(name: str, estimator: Estimator) -> None:
     rule = RULES[name]()
-    settings = MetaSettings(groups=2, pairs=2, stretch=3, horizons=(4, 9))
+    settings = MetaSettings(groups=2, pairs=2, stretch=3, horizons=(4, 9), estimator=estimator)
     straight, resumed = MetaTrainer(rule, task, settings), MetaTrainer(rule, task, settings, seed=5)
     theta = torch.zeros(rule.size)
     for _ in range(3):
@@ -63,4 +67,25 @@ def test_a_run_continues_bit_for_bit(name: str) -> None:
     assert bool(expected.isfinite().all())
     assert bool((expected != 0).any())
     with pytest.raises(ValueError, match="the saved run has 2 groups, the settings say 1"):
-        MetaTrainer(rule, task, MetaSettings(groups=1)).load_state_dict(straight.state_dict())
+        MetaTrainer(rule, task, replace(settings, groups=1)).load_state_dict(straight.state_dict())
+    other: Estimator = "es" if estimator == "pes" else "pes"
+    with pytest.raises(
+        ValueError, match=f"the saved run estimates by '{estimator}', the settings say '{other}'"
+    ):
+        MetaTrainer(rule, task, replace(settings, estimator=other)).load_state_dict(straight.state_dict())
+
+
+def test_full_strategies_take_whole_trainings() -> None:
+    rule = RULES["structured"]()
+    settings = MetaSettings(groups=1, pairs=2, stretch=3, horizons=(7, 7), estimator="full-es")
+    trainer = MetaTrainer(rule, task, settings)
+    first = trainer.groups[0].horizon  # shorter, to stagger the groups
+    for step in range(2):
+        _, figures = trainer.gradient(torch.zeros(rule.size))
+        assert "final" in figures
+        assert trainer.inner_steps == 4 * (first + 7 * step)
+
+
+def test_unknown_estimators_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected an estimator among pes, es, .* found 'spsa'"):
+        MetaSettings(estimator="spsa")  # type: ignore[arg-type]

@@ -10,9 +10,8 @@ import torch
 from metanet import spec_of
 from metanet.optim import LearnedOptimizer, MetaWeights
 from metanet.optim.buffers import Buffers, laid, padded, together
-from metanet.optim.meta.evolution import PersistentES
+from metanet.optim.meta.group import Group, apply
 from metanet.optim.meta.tasks import Classification, MLPTask
-from metanet.optim.meta.trainer import Group, apply
 from metanet.optim.newton_schulz import COEFFICIENTS, STEPS, orthogonalize
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import UpdateRule
@@ -56,9 +55,7 @@ def test_particles_side_by_side_move_as_particles_apart(name: str) -> None:
     ends = []
     for side_by_side in (True, False):
         own = [p.clone() for p in start]
-        group = Group(
-            task, 9, 0, own, [rule.state(p.shape, p) for p in own], PersistentES(1, 1, 1.0, generator)
-        )
+        group = Group(task, 9, 0, own, [rule.state(p.shape, p) for p in own])
         if side_by_side:
             group.lay(own, rule)
             assert together([state["momenta"] for state in group.states], 2) is not None
