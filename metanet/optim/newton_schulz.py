@@ -17,14 +17,20 @@ from metanet.optim.buffers import Buffers
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
-NARROW = 256
-"""Rows from which on bfloat16 pays."""
-LONG = 3
+NARROW = 128
+"""Rows and columns from which on bfloat16 pays."""
+LONG = 2
 """Matrices this many times longer than wide are iterated on their small Gram matrix: fewer operations."""
-CACHED = 1 << 18
-"""Numbers that small matrices which are multiplied at once may take: what stays in cache."""
+RESTART = 3
+"""Steps on one Gram matrix in bfloat16, whose rounding errors grow with them."""
+CACHED = 1 << 22
+"""Bytes that matrices which are multiplied at once may take."""
+KEPT = 1 << 20
+"""Numbers of a matrix up to which memory is kept between calls."""
 BLOCKS = 4
 """Blocks of rows in which large symmetric products are computed: what lies below the diagonal is copied."""
+BLOCKED = 512
+"""Rows from which on that pays."""
 
 
 def orthogonalize(
@@ -39,98 +45,115 @@ def orthogonalize(
 
     Args:
         matrices: ``[K, rows, columns]``.
-        steps: iterations ``X <- P X`` with ``P = a + b XXᵀ + c (XXᵀ)²``.
+        steps: iterations ``X <- P X`` with ``P = a + b XXᵀ + c (XXᵀ)²``; of tall matrices ``X P`` with XᵀX.
         eps: added to the Frobenius norm that the matrices are divided by first.
-        buffers: memory for what comes between, where it is small.
+        buffers: memory for what comes between; huge matrices have their own, which is not kept.
         out: of the same shape, for the result; the matrices themselves will do.
 
-    Large float32 matrices are multiplied in bfloat16 where the hardware does that faster, as Muon's are.
+    Float32 matrices of `NARROW` rows and columns or more are multiplied in bfloat16 where the hardware does
+    that faster, as Muon's are.
 
     Returns:
         ``[K, rows, columns]``.
     """
-    wide = matrices.size(-2) <= matrices.size(-1)
     result = torch.empty_like(matrices, memory_format=torch.contiguous_format) if out is None else out
-    if buffers is None or matrices[0].numel() > CACHED // 4:
+    rows, columns = matrices.shape[1:]
+    if buffers is None or rows * columns > KEPT:
         buffers = Buffers()
-    height = min(matrices.shape[1:])
-    width = max(CACHED // (2 * height * (height + max(matrices.shape[1:]))), 1)
+    like = matrices.new_empty(0, dtype=torch.bfloat16 if _narrow(matrices) else matrices.dtype)
+    width = max(CACHED // (2 * min(rows, columns) * (rows + columns) * like.element_size()), 1)
     for start in range(0, len(matrices), width):
         part = matrices[start : start + width]
-        x = part if wide else part.mT
-        found = _iterated(x, steps, eps, buffers)
-        result[start : start + width].copy_(found if wide else found.mT)
+        result[start : start + width].copy_(_iterated(part, steps, eps, like, buffers))
     return result
 
 
-def _iterated(matrices: Tensor, steps: int, eps: float, buffers: Buffers) -> Tensor:
-    """Orthogonalize matrices that are at least as long as wide."""
+def _iterated(matrices: Tensor, steps: int, eps: float, like: Tensor, buffers: Buffers) -> Tensor:
+    """Orthogonalize matrices in the type of ``like``."""
     x = matrices[0] if len(matrices) == 1 else matrices  # one matrix multiplies faster without a batch
+    now, other = buffers.take("x", x.shape, like), buffers.take("y", x.shape, like)
     scale = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).add_(eps).reciprocal_()
-    narrow = x.ndim == 2 and _narrow(x)
-    like = x.new_empty(0, dtype=torch.bfloat16) if narrow else x
-    now = torch.mul(x, scale, out=buffers.take("x", x.shape, like))
-    square = (*x.shape[:-1], x.shape[-2])
-    gram, powers = buffers.take("gram", square, like), buffers.take("powers", square, like)
-    if not narrow and x.size(-1) >= LONG * x.size(-2):
-        gram = torch.matmul(now, now.mT, out=gram)
-        return _accumulated(gram, powers, steps, buffers) @ now
-    other = buffers.take("y", x.shape, like)
-    a, b, c = COEFFICIENTS
-    for _ in range(steps):
-        _symmetric(now, now.mT, gram)
-        powers.copy_(gram)
-        _symmetric(gram, gram, powers, beta=b, alpha=c)
-        if narrow:  # a itself would be rounded to bfloat16
-            other.copy_(now).addmm_(powers, now, beta=a)
+    torch.mul(x, scale, out=now)
+    short, long = sorted(x.shape[-2:])
+    tall, narrow = x.size(-2) > short, like.element_size() < 4
+    gram = buffers.take("gram", (*x.shape[:-2], short, short), like)
+    stride = (RESTART if narrow else steps) if long >= LONG * short else 1
+    for done in range(0, steps, stride):
+        _symmetric(now.mT, now, gram) if tall else _symmetric(now, now.mT, gram)
+        count = min(stride, steps - done)
+        product = _product(gram, count, buffers)
+        left, right = (now, product) if tall else (product, now)
+        if count == 1:
+            _multiply(left, right, other, now, beta=COEFFICIENTS[0])
         else:
-            powers.diagonal(dim1=-2, dim2=-1).add_(a)
-            torch.matmul(powers, now, out=other)
+            _multiply(left, right, other)
         now, other = other, now
     return now
 
 
-def _symmetric(left: Tensor, right: Tensor, into: Tensor, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
-    """Write ``beta * into + alpha * left @ right``, which is symmetric."""
-    if into.ndim == 3:
-        return into.baddbmm_(left, right, beta=beta, alpha=alpha)
-    rows = into.shape[0]
-    if into.is_cuda or rows < BLOCKS * 64 or rows % BLOCKS:
-        return into.addmm_(left, right, beta=beta, alpha=alpha)
+def _product(gram: Tensor, steps: int, buffers: Buffers) -> Tensor:
+    """Return the product of the P of some steps, which commute with XXᵀ: the next Gram matrix is P XXᵀ P.
+
+    A single P is returned without its a, which would be rounded on the diagonal.
+    """
+    a, b, c = COEFFICIENTS
+    power = buffers.take("power", gram.shape, gram)
+    if steps == 1:
+        return _symmetric(gram, gram, power, gram, beta=b, alpha=c)
+    product, spare = (buffers.take(name, gram.shape, gram) for name in ("product", "spare"))
+    for step in range(steps):
+        _symmetric(gram, gram, power, gram, beta=b, alpha=c).diagonal(dim1=-2, dim2=-1).add_(a)
+        if step == 0:
+            product.copy_(power)
+        else:
+            product, spare = _symmetric(power, product, spare), product
+        if step < steps - 1:
+            _symmetric(power, gram, spare)
+            _symmetric(spare, power, gram)
+    return product
+
+
+def _symmetric(
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    plus: Tensor | None = None,
+    beta: float = 0.0,
+    alpha: float = 1.0,
+) -> Tensor:
+    """Write ``beta * plus + alpha * left @ right``, which is symmetric; ``plus`` may not be ``out``."""
+    rows = out.shape[-1]
+    if out.ndim == 3 or out.is_cuda or rows < BLOCKED or rows % BLOCKS:
+        return _multiply(left, right, out, plus, beta, alpha)
     height = rows // BLOCKS
     for start in range(0, rows, height):
         stop = start + height
-        into[start:stop, start:].addmm_(left[start:stop], right[:, start:], beta=beta, alpha=alpha)
-        into[stop:, start:stop].copy_(into[start:stop, stop:].mT)
-    return into
+        part = None if plus is None else plus[start:stop, start:]
+        _multiply(left[start:stop], right[:, start:], out[start:stop, start:], part, beta, alpha)
+        out[stop:, start:stop].copy_(out[start:stop, stop:].contiguous().mT)
+    return out
 
 
-def _narrow(x: Tensor) -> bool:
+def _multiply(
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    plus: Tensor | None = None,
+    beta: float = 0.0,
+    alpha: float = 1.0,
+) -> Tensor:
+    """Write ``beta * plus + alpha * left @ right``."""
+    add = torch.addmm if out.ndim == 2 else torch.baddbmm
+    return add(out if plus is None else plus, left, right, beta=beta, alpha=alpha, out=out)
+
+
+def _narrow(matrices: Tensor) -> bool:
     """Return whether products in bfloat16 pay."""
-    if x.dtype != torch.float32 or x.size(-2) < NARROW:
+    if matrices.dtype != torch.float32 or min(matrices.shape[1:]) < NARROW:
         return False
-    return x.is_cuda or _fast_bfloat16()
+    return matrices.is_cuda or _fast_bfloat16()
 
 
 @cache
 def _fast_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _accumulated(gram: Tensor, powers: Tensor, steps: int, buffers: Buffers) -> Tensor:
-    """Return the product of all P, which commute with XXᵀ: the next Gram matrix is P XXᵀ P."""
-    a, b, c = COEFFICIENTS
-    spare = buffers.take("spare", gram.shape, gram)
-    product, next_product = (buffers.take(name, gram.shape, gram) for name in ("product", "next"))
-    for step in range(steps):
-        powers.copy_(gram)
-        _symmetric(gram, gram, powers, beta=b, alpha=c)
-        powers.diagonal(dim1=-2, dim2=-1).add_(a)
-        if step == 0:
-            product.copy_(powers)
-        else:
-            product, next_product = torch.matmul(powers, product, out=next_product), product
-        if step < steps - 1:
-            torch.matmul(powers, gram, out=spare)
-            torch.matmul(spare, powers, out=gram)
-    return product
