@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from metanet.optim.chunks import Part
 from metanet.optim.links import Links
 from metanet.optim.metas_file import read_metas, save_metas
 from metanet.optim.mixing import rms
@@ -157,11 +158,12 @@ def _metas(form: str | None) -> Mapping[str, Meta]:
 
 def _edges(history: History, change: Tensor) -> Edges:
     """Return the edges of a tensor: its changes, and its value over its root mean square."""
-    now = history.states[-1].flatten(1)
-    own = now / (rms(now) + TINY)[:, None]
+    values = history.states[-1]
+    now = values.flatten(1)
 
-    def inputs(part: slice) -> Tensor:
-        return torch.cat([change[:, :, part].transpose(0, 1), own[:, None, part]], 1)
+    def inputs(at: Part) -> Tensor:
+        return torch.cat([change[:, *at].transpose(0, 1), now[at][:, None]], 1)
 
-    shape = tuple(history.states.shape[1:])
-    return Edges(shape, inputs, history.role, history.entry, history.stacked)
+    divisors = torch.cat([now.new_ones(len(now), STATES - 1), rms(now)[:, None] + TINY], 1)
+    named = {} if history.entry is None else {history.entry: slice(0, len(values))}
+    return Edges(values, inputs, divisors, history.role, named, history.stacked)

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from metanet.optim.chunks import Part
 from metanet.optim.links import Links
 from metanet.optim.mixing import rms
 from metanet.optim.network import FEATURES, FLOORS
@@ -40,6 +41,7 @@ class GraphRule(StructuredRule):
     name = "graph"
     linked = True
     needs_spec = True
+    bucketed = True
     metas: Mapping[str, Meta] = {**METAS, **NETWORK.metas()}
     move = UpdateRule.move  # by whole directions
 
@@ -69,12 +71,11 @@ class GraphRule(StructuredRule):
         """Return the edges of a bucket and rms(D), ``[K]``."""
         features = [item.gradients, *item.state["momenta"], adam, moved, item.values]
         flat = [feature.flatten(1) for feature in features]
-        sizes = [rms(feature) for feature in flat]
-        divisors = [size + floor for size, floor in zip(sizes, FLOORS, strict=True)]
+        sizes = torch.stack([rms(feature) for feature in flat], 1)
+        divisors = sizes + sizes.new_tensor(FLOORS)
 
-        def inputs(part: slice) -> Tensor:
-            parts = [f[:, part] / size[:, None] for f, size in zip(flat, divisors, strict=True)]
-            return torch.stack(parts, 1)
+        def inputs(at: Part) -> Tensor:
+            return torch.stack([feature[at] for feature in flat], 1)
 
-        shape = tuple(item.values.shape)
-        return Edges(shape, inputs, item.role, item.entry, item.stacked), sizes[DIRECTION]
+        edges = Edges(item.values, inputs, divisors, item.role, item.named, item.stacked)
+        return edges, sizes[:, DIRECTION]

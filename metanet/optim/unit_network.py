@@ -19,15 +19,17 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from metanet.optim.chunks import CHUNK
+from metanet.optim.chunks import CHUNK, Part, chunks
 from metanet.optim.links import SIDES, Links, Side, sides_of
+from metanet.optim.mixing import of_some
 from metanet.optim.rule import ROLES, Meta, Metas
 
 Means = dict[Side, Tensor]
@@ -39,31 +41,31 @@ class Edges:
     """The weights of K tensors of one shape.
 
     Args:
-        shape: ``(K, rows, columns)`` or ``(K, n)``.
-        inputs: gives the features ``[K, features, width]`` of a slice of the flattened tensors.
+        values: ``[K, rows, columns]`` or ``[K, n]``.
+        inputs: gives ``[k, features, width]`` numbers of a part of the flattened tensors.
+        divisors: ``[K, features]``, by which they are divided to be the features.
         role: see `metanet.optim.rule.ROLES`.
-        entry: name in the spec; None: no units are shared with other tensors.
-        stacked: the K tensors are the slices of that entry.
+        named: which of the K tensors an entry of the spec is; others share no units.
+        stacked: the K tensors are the slices of one entry.
     """
 
-    shape: tuple[int, ...]
-    inputs: Callable[[slice], Tensor]
+    values: Tensor
+    inputs: Callable[[Part], Tensor]
+    divisors: Tensor
     role: str
-    entry: str | None = None
+    named: Mapping[str, slice] = field(default_factory=dict)
     stacked: bool = False
 
     @property
     def sides(self) -> tuple[Side, ...]:
         """Sides on which units are met."""
-        return sides_of(len(self.shape) - 1)
+        return sides_of(self.values.ndim - 1)
 
-    def parts(self, hidden: int) -> Iterator[slice]:
-        """Yield chunks of whole rows."""
-        row = self.shape[2] if len(self.shape) == 3 else 1
-        count = self.shape[1] * row
-        width = max(CHUNK // (self.shape[0] * hidden * row), 1) * row
-        for start in range(0, count, width):
-            yield slice(start, min(start + width, count))
+    def blocks(self, hidden: int) -> list[list[Part]]:
+        """Return chunks of whole rows, those of the same tensors together."""
+        row = self.values.shape[2] if self.values.ndim == 3 else 1
+        parts = chunks(self.values.flatten(1), row, CHUNK // hidden)
+        return [list(block) for _, block in groupby(parts, key=lambda at: at[0].start)]
 
 
 @dataclass(frozen=True)
@@ -130,67 +132,96 @@ class UnitNetwork:
         matrices: Tensor = metas[name].unflatten(1, (self.hidden, inputs))
         return matrices
 
-    def _units(self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means], part: slice) -> Tensor:
-        """Return the channels ``[K, hidden, width]`` of a chunk after all rounds that are done."""
-        inputs = edge.inputs(part)
-        weight = self._square(metas, "first", self.features).to(inputs).expand(len(inputs), -1, -1)
-        units = torch.tanh(torch.bmm(weight, inputs) + start.to(inputs)[:, :, None])
+    def _units(self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means], at: Part) -> Tensor:
+        """Return the channels ``[k, hidden, width]`` of a chunk after all rounds that are done."""
+        some, part = at
+        inputs = edge.inputs(at)
+
+        def square(name: str, columns: int) -> Tensor:
+            matrices = of_some(self._square(metas, name, columns), some).to(inputs)
+            return matrices.expand(len(inputs), -1, -1)
+
+        bias = of_some(start, some).to(inputs)[:, :, None]
+        first = square("first", self.features) / edge.divisors[some, None]
+        units = torch.baddbmm(bias, first, inputs).tanh_()
         for i, means in enumerate(back):
-            square = self._square(metas, f"edge_{i}", self.hidden).to(units).expand(len(units), -1, -1)
-            moved = torch.baddbmm(units, square, units)
-            if len(edge.shape) == 2:
-                units = torch.tanh(moved + means["vector"][:, :, part])
+            moved = torch.baddbmm(units, square(f"edge_{i}", self.hidden), units)
+            if edge.values.ndim == 2:
+                units = moved.add_(means["vector"][some, :, part]).tanh_()
                 continue
-            columns = edge.shape[2]
+            columns = edge.values.shape[2]
             rows = slice(part.start // columns, part.stop // columns)
-            grid = moved.unflatten(2, (-1, columns)) + means["row"][:, :, rows, None]
-            units = torch.tanh(grid + means["column"][:, :, None]).flatten(2)
+            grid = moved.unflatten(2, (-1, columns)) + means["row"][some, :, rows, None]
+            units = grid.add_(means["column"][some, :, None]).tanh_().flatten(2)
         return units
 
     def _means(self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means]) -> Means:
+        """Return the means over rows and columns, or the channels of vectors, of all tensors."""
+        found = [self._block_means(metas, edge, start, back, block) for block in edge.blocks(self.hidden)]
+        return {side: torch.cat([means[side] for means in found]) for side in edge.sides}
+
+    def _block_means(
+        self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means], block: Sequence[Part]
+    ) -> Means:
         rows: list[Tensor] = []
         columns: Tensor | None = None
-        for part in edge.parts(self.hidden):
-            units = self._units(metas, edge, start, back, part)
-            if len(edge.shape) == 2:
+        for at in block:
+            units = self._units(metas, edge, start, back, at)
+            if edge.values.ndim == 2:
                 rows.append(units)
                 continue
-            grid = units.unflatten(2, (-1, edge.shape[2]))
+            grid = units.unflatten(2, (-1, edge.values.shape[2]))
             rows.append(grid.mean(3))
             total = grid.sum(2)
             columns = total if columns is None else columns + total
         if columns is None:
             return {"vector": torch.cat(rows, 2)}
-        return {"row": torch.cat(rows, 2), "column": columns / edge.shape[1]}
+        return {"row": torch.cat(rows, 2), "column": columns / edge.values.shape[1]}
 
     def _exchange(
         self, metas: Metas, at: int, edges: Sequence[Edges], means: Sequence[Means], links: Links
     ) -> list[Means]:
         """Return what the units that tensors share send back, per side; nothing where there are none."""
-        c = self.hidden
-        known = {
-            edge.entry: (edge, mean)
-            for edge, mean in zip(edges, means, strict=True)
-            if edge.entry is not None and links.knows(edge.entry)
-        }
         sent: dict[str, dict[Side, Tensor]] = {}
-        for entry, (edge, mean) in known.items():
-            sent[entry] = {}
-            for side, values in mean.items():
-                message = self._linear(metas, f"send_{side}_{at}", values)
-                if edge.stacked:
-                    message = message.transpose(0, 1).flatten(1)
-                sent[entry][side] = message.reshape(-1, message.shape[-1])
+        for edge, mean in zip(edges, means, strict=True):
+            known = {entry: some for entry, some in edge.named.items() if links.knows(entry)}
+            for side, values in mean.items() if known else ():
+                messages = self._linear(metas, f"send_{side}_{at}", values)
+                for entry, some in known.items():
+                    message = messages[some]
+                    if edge.stacked:
+                        message = message.transpose(0, 1).flatten(1)
+                    sent.setdefault(entry, {})[side] = message.reshape(-1, message.shape[-1])
         pools = {key: self._unit(metas, at, pool) for key, pool in links.gather(sent).items()}
-        found: dict[str, Means] = {entry: {} for entry in known}
-        for entry, (edge, mean) in known.items():
-            for side in edge.sides:
-                back = links.scatter(entry, side, pools)
-                if back is not None and edge.stacked:
-                    back = back.unflatten(1, (edge.shape[0], -1)).transpose(0, 1)
-                if back is not None:
-                    found[entry][side] = back.reshape(len(mean[side]), c, -1)
-        return [found.get(edge.entry, {}) if edge.entry is not None else {} for edge in edges]
+        found: list[Means] = []
+        for edge, mean in zip(edges, means, strict=True):
+            met = {side: self._met(edge, side, values, sent, pools, links) for side, values in mean.items()}
+            found.append({side: back for side, back in met.items() if back is not None})
+        return found
+
+    def _met(
+        self,
+        edge: Edges,
+        side: Side,
+        like: Tensor,
+        sent: Collection[str],
+        pools: Mapping[tuple[str, ...], Tensor],
+        links: Links,
+    ) -> Tensor | None:
+        """Return the units ``[K, hidden, length]`` that one side meets, zeros where it meets none."""
+        met: Tensor | None = None
+        for entry, some in edge.named.items():
+            back = links.scatter(entry, side, pools) if entry in sent else None
+            if back is None:
+                continue
+            if edge.stacked:
+                back = back.unflatten(1, (len(like), -1)).transpose(0, 1)
+            whole = back.reshape(-1, *like.shape[1:])
+            if len(whole) == len(like):
+                return whole
+            met = torch.zeros_like(like) if met is None else met
+            met[some] = whole
+        return met
 
     def _unit(self, metas: Metas, at: int, pool: Tensor) -> Tensor:
         """Return the state ``[P hidden, *sizes]`` of the units of a group from the mean of what they got."""
@@ -213,7 +244,7 @@ class UnitNetwork:
     def _output(self, metas: Metas, edge: Edges, start: Tensor, back: Sequence[Means]) -> Tensor:
         last = metas["last"][:, None]
         found = []
-        for part in edge.parts(self.hidden):
-            units = self._units(metas, edge, start, back, part)
-            found.append((last.to(units) @ units)[:, 0])
-        return torch.cat(found, 1)
+        for block in edge.blocks(self.hidden):
+            units = ((at[0], self._units(metas, edge, start, back, at)) for at in block)
+            found.append(torch.cat([(of_some(last, some).to(own) @ own)[:, 0] for some, own in units], 1))
+        return torch.cat(found)

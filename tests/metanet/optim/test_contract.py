@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from metanet import spec_of
 from metanet.optim import LearnedOptimizer, Nowcaster
 from metanet.optim.pretrained import RULES, MetaWeights
 from tests.metanet.optim.contract import (
@@ -237,3 +238,28 @@ def test_hooks_around_a_step_are_called_once(name: str) -> None:
     train(model, optimizer, "mlp", range(2))
     assert called == ["before", "after"] * 2
     assert isinstance(optimizer, (LearnedOptimizer, Nowcaster))
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.bucketed])
+def test_linked_tensors_move_in_one_bucket_as_they_would_alone(rule: str) -> None:
+    ends, buckets = [], []
+    for together in (True, False):
+        made = weights(rule)
+        made.rule.bucketed = together
+        model = torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(4))).double()
+        spec = spec_of(model, torch.zeros(2, 6).double())
+        for number, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            torch.nn.init.normal_(parameter, generator=generator)
+        optimizer = LearnedOptimizer.from_pretrained(made, model, total_steps=9, spec=spec)
+        for step in range(3):
+            for number, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(10 * step + number)
+                parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                if step == 1 and number == 2:  # its bucket is taken apart for a step
+                    parameter.grad = None
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        buckets.append(len(optimizer.buckets()))
+    assert buckets == [3, 8]
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-12)

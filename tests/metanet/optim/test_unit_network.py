@@ -52,7 +52,9 @@ def role(name: str) -> str:
 def edges(features: dict[str, Tensor]) -> list[Edges]:
     def of(name: str, own: Tensor) -> Edges:
         flat = own.flatten(1)[None]
-        return Edges((1, *own.shape[1:]), lambda part: flat[:, :, part], role(name), name)
+        sizes = torch.tensor([[1.0, 2.0, 0.5]], dtype=torch.float64)
+        numbers = flat * sizes[:, :, None]
+        return Edges(own[:1], lambda at: numbers[:, :, at[1]], sizes, role(name), {name: slice(0, 1)})
 
     return [of(name, own) for name, own in features.items()]
 
