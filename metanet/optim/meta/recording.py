@@ -8,7 +8,8 @@ Inside `Recording` the same code is recorded:
 - the parts of ``unbind`` are views that may be written;
 - what is saved for the backward pass is a copy, which nobody overwrites;
 - the root of zero has derivative zero, as the norm has: weights without any gradient yet have v = 0;
-- what would lose a derivative without a word (a number read from a tensor, ``detach``) is an error.
+- what would lose a derivative without a word (a number read from a tensor, ``detach``, ``no_grad``) is an
+  error.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ CUTS: dict[Function, str] = {
     Tensor.numpy: "numpy",
     Tensor.detach: "detach",
     Tensor.detach_: "detach_",
+    Tensor.data.__get__: "data",  # type: ignore[attr-defined]
     Tensor.as_strided: "as_strided",
     torch.as_strided: "as_strided",
 }
@@ -79,9 +81,11 @@ class Recording(TorchFunctionMode):
     ) -> Any:
         """Run a function of torch in a form that autograd records."""
         named = dict(kwargs or {})
+        if not torch.is_grad_enabled():
+            raise ValueError(f"{self.name} cannot be differentiated: it turns gradients off; leave them on")
         if func in CUTS and args[0].requires_grad:
             raise ValueError(
-                f"{self.name} cannot be differentiated: it calls {CUTS[func]} on a tensor of shape "
+                f"{self.name} cannot be differentiated: it takes {CUTS[func]} of a tensor of shape "
                 f"{tuple(args[0].shape)} that depends on what is differentiated; keep it a tensor"
             )
         if func in UNBIND:

@@ -184,5 +184,5 @@ class Reading(StructuredRule):
 
 def test_rules_that_lose_derivatives_are_refused() -> None:
     rule = Reading()
-    with pytest.raises(ValueError, match="the rule 'structured' cannot be differentiated: it calls item"):
+    with pytest.raises(ValueError, match="the rule 'structured' cannot be differentiated: it takes item"):
         trainer(rule).gradient(drawn(rule))

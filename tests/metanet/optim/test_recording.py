@@ -44,11 +44,21 @@ def test_the_root_of_zero_has_derivative_zero() -> None:
     torch.testing.assert_close(found, torch.tensor([0.0, 0.25, 0.0, 0.0]))
 
 
-@pytest.mark.parametrize("cut", [Tensor.item, Tensor.tolist, Tensor.detach, float])
+@pytest.mark.parametrize(
+    "cut", [Tensor.item, Tensor.tolist, Tensor.detach, float, lambda tensor: tensor.data]
+)
 def test_what_loses_a_derivative_is_refused(cut: object) -> None:
     constant, differentiated = torch.ones(()), torch.ones((), requires_grad=True)
     assert callable(cut)
     with Recording("the code"):
         cut(constant)
-        with pytest.raises(ValueError, match=r"the code cannot be differentiated: it calls \w+ on a tensor"):
+        with pytest.raises(ValueError, match=r"the code cannot be differentiated: it takes \w+ of a tensor"):
             cut(differentiated)
+
+
+def test_gradients_stay_on() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with Recording("the code"), pytest.raises(ValueError, match=r"the code cannot .* turns gradients off"):
+        torch.no_grad()(torch.square)(x)
+    with torch.no_grad():
+        assert torch.square(x).sum().item() == 2  # all is as before behind the context
