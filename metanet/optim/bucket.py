@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metanet.optim.buffers import Buffers
 from metanet.optim.chunks import Part
 from metanet.optim.roles import is_matrix
 from metanet.optim.rule import Item, UpdateRule
@@ -95,7 +97,12 @@ class Bucket:
         ]
 
     def items(
-        self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]], *, finite: bool = False
+        self,
+        rule: UpdateRule,
+        states: MutableMapping[Tensor, dict[str, Any]],
+        *,
+        finite: bool = False,
+        buffers: Buffers | None = None,
     ) -> Iterator[tuple[list[Tensor], Item]]:
         """Yield what the rule sees of the parameters that have a gradient, all at once where possible.
 
@@ -105,18 +112,20 @@ class Bucket:
             rule: the update rule.
             states: of the optimizer, by parameter.
             finite: all gradients are known to be finite.
+            buffers: memory for stacked values and gradients, which the next item takes again.
         """
+        buffers = Buffers() if buffers is None else buffers
         present = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         if not present:
             return
         stacked = self._stacked(rule, states)
         counts = {int(states[self.parameters[i]]["count"]) for i in present}
         if len(present) == len(self.parameters) and len(counts) == 1:
-            yield self._item(states, stacked, present, finite=finite)
+            yield self._item(states, stacked, present, finite=finite, buffers=buffers)
             return
         for i in present:
             alone = {name: s[:, self._slices(i)] for name, s in stacked.items()}
-            yield self._item(states, alone, [i], finite=finite)
+            yield self._item(states, alone, [i], finite=finite, buffers=buffers)
 
     def _item(
         self,
@@ -125,9 +134,10 @@ class Bucket:
         members: Sequence[int],
         *,
         finite: bool,
+        buffers: Buffers,
     ) -> tuple[list[Tensor], Item]:
         chosen = [self.parameters[i] for i in members]
-        gradients = self._gather([gradient_of(p) for p in chosen])
+        gradients = self._gather([gradient_of(p) for p in chosen], "gradients", buffers)
         if not finite:
             norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
             whole = norms.isfinite().reshape(-1, *(1,) * len(self.shape))
@@ -135,7 +145,7 @@ class Bucket:
         count = int(states[chosen[0]]["count"]) + 1
         for parameter in chosen:
             states[parameter]["count"] = count
-        values = self._gather(chosen)
+        values = self._gather(chosen, "values", buffers)
         entries = tuple(self.entries[i] for i in members if self.entries)
         entry, entries = (entries[0], ()) if len(entries) == 1 else (None, entries)
         return chosen, Item(self.role, values, gradients, state, count, entry, self.stacked, entries)
@@ -144,15 +154,19 @@ class Bucket:
         """Return where a parameter stands among the tensors of the bucket."""
         return slice(i * self.depth, (i + 1) * self.depth)
 
-    def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
+    def _gather(self, tensors: Sequence[Tensor], name: str, buffers: Buffers) -> Tensor:
+        """Return tensors of one type as ``[K, *shape]``; one that is wide enough as it is."""
         rows = [t.detach().reshape(self.depth, *self.shape) for t in tensors]
-        wide = torch.float64 if rows[0].dtype == torch.float64 else torch.float32
-        return (rows[0] if len(rows) == 1 else torch.cat(rows)).to(wide)
+        wide = torch.promote_types(rows[0].dtype, torch.float32)
+        if len(rows) == 1:
+            return rows[0].to(wide)
+        shape = (len(rows) * self.depth, *self.shape)
+        return torch.cat(rows, out=buffers.take(name, shape, rows[0].new_empty(0, dtype=wide)))
 
     def _stacked(self, rule: UpdateRule, states: MutableMapping[Tensor, dict[str, Any]]) -> dict[str, Tensor]:
         """Return the stacked state ``[slots, K, *shape]``, made of what the parameters have or of zeros."""
         if self._state is None:
-            like = self._gather(self.parameters[:1])
+            like = self._gather(self.parameters[:1], "values", Buffers())
             stacked = rule.state((len(self.parameters) * self.depth, *self.shape), like)
             for i, parameter in enumerate(self.parameters):
                 kept = states.get(parameter) or {}
@@ -191,7 +205,7 @@ class BucketMover:
     def __call__(self, at: Part, direction: Tensor, *, again: bool = False) -> None:
         """Move a part: ``p <- p - rate * (direction + decay * p)``, the decay once."""
         values = self.values[at]
-        if not bool(torch.linalg.vector_norm(direction).isfinite()):
+        if not isfinite(torch.linalg.vector_norm(direction).item()):
             if again:
                 return
             direction = self.rule.fallback(self.item).flatten(1)[at]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metanet.optim.bucket import Bucket, BucketMover, bucket_key, check_parameter, gradient_of
+from metanet.optim.buffers import Buffers
 from metanet.optim.links import Links, sides_of
 from metanet.optim.pretrained import MetaWeights, load_meta_weights
 from metanet.optim.roles import is_matrix, roles_of, stacked_entries, stacked_of
@@ -19,6 +20,8 @@ from metanet.spec import WeightSpec
 
 Pending: TypeAlias = tuple[Bucket, list[Tensor], Item]
 """A bucket, those of its parameters that have a gradient, and what the rule sees of them."""
+Rates: TypeAlias = dict[tuple[str, torch.dtype, int, int], float]
+"""The rule's own step sizes by role, type, step and number of steps."""
 
 
 class LearnedOptimizer(Optimizer):
@@ -70,6 +73,7 @@ class LearnedOptimizer(Optimizer):
         self.links: Links | None = None
         self._nested = stacked_entries(spec) if spec is not None else set()
         self._buckets: list[Bucket] | None = None
+        self._memory = Buffers()
         self._warned: set[str] = set()
         defaults = {
             "lr": lr,
@@ -208,15 +212,19 @@ class LearnedOptimizer(Optimizer):
                 loss = closure()
         finite = self._finite_gradients()
         together: dict[tuple[torch.device, torch.dtype], list[Pending]] = {}
+        rates: Rates = {}
+        memory = self._memory if self.links is None else None  # linked buckets are all held at a time
         for bucket in self.buckets():
-            for parameters, item in bucket.items(self.weights.rule, self.state, finite=finite):
+            for parameters, item in bucket.items(
+                self.weights.rule, self.state, finite=finite, buffers=memory
+            ):
                 if self.links is None:
-                    self._move([(bucket, parameters, item)])
+                    self._move([(bucket, parameters, item)], rates)
                 else:
                     key = (item.values.device, item.values.dtype)
                     together.setdefault(key, []).append((bucket, parameters, item))
         for pending in together.values():
-            self._move(pending)
+            self._move(pending, rates)
         for group in self.param_groups:
             group["step"] += 1
         return loss
@@ -228,8 +236,8 @@ class LearnedOptimizer(Optimizer):
         ]
         return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
-    def _move(self, pending: Sequence[Pending]) -> None:
-        """Move buckets: all that exchange messages at once."""
+    def _move(self, pending: Sequence[Pending], rates: Rates) -> None:
+        """Move buckets: all that exchange messages at once; ``rates`` are those of this step so far."""
         first, rule = self.param_groups[0], self.weights.rule
         progress = min((first["step"] + 0.5) / first["total_steps"], 1.0)
         metas = self.weights.as_type(pending[0][2].values.dtype)
@@ -239,7 +247,10 @@ class LearnedOptimizer(Optimizer):
             step, total = int(group["step"]), int(group["total_steps"])
             if step >= total:
                 self._warn_horizon(total)
-            rate = float(rule.rate(metas, item.role, min(step, total - 1), total)) * float(group["lr"])
+            key = (item.role, item.values.dtype, min(step, total - 1), total)
+            if key not in rates:
+                rates[key] = float(rule.rate(metas, item.role, *key[2:]))
+            rate = rates[key] * float(group["lr"])
             movers.append(BucketMover(rule, parameters, item, rate, group["weight_decay"]))
         rule.move(metas, [item for *_, item in pending], progress, self.links, movers)
         for mover in movers:
@@ -317,7 +328,7 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickled optimizer keeps: buckets are made anew."""
-        kept = ("weights", "spec", "links", "_nested", "_warned")
+        kept = ("weights", "spec", "links", "_nested", "_memory", "_warned")
         return {**super().__getstate__(), **{k: self.__dict__[k] for k in kept}, "_buckets": None}
 
     def _warn_horizon(self, total: int) -> None:

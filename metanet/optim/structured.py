@@ -34,7 +34,7 @@ from torch import Tensor
 from metanet.optim.buffers import Buffers, laid, together
 from metanet.optim.chunks import CHUNK, Part, chunks
 from metanet.optim.links import Links
-from metanet.optim.newton_schulz import orthogonalize
+from metanet.optim.newton_schulz import KEPT, orthogonalize
 from metanet.optim.rule import (
     ROLES,
     Factor,
@@ -81,7 +81,7 @@ class Base:
     Args:
         item: the bucket, whose state has seen the gradients.
         weights: of the gradient and the momenta in the Adam direction.
-        spread: inverse root of the second moment's correction.
+        floor: added to the root of the second moment.
         buffers: memory for a part of the Adam direction.
         moved: ``[K, n]``, D of matrices; None where it is the Adam direction.
         whole: ``[K, n]``, the Adam direction if it is at hand.
@@ -89,7 +89,7 @@ class Base:
 
     item: Item
     weights: Sequence[Factor]
-    spread: float
+    floor: float
     buffers: Buffers
     moved: Tensor | None = None
     whole: Tensor | None = None
@@ -99,14 +99,14 @@ class Base:
         if self.whole is not None:
             return self.whole[at]
         gradient = self.item.gradients.flatten(1)[at]
-        momenta = [momentum[at] for momentum in self.item.state["momenta"].flatten(2)]
+        momenta = self.item.state["momenta"].flatten(2)[:, *at]
         out = self.buffers.take("part of adam", gradient.shape, gradient) if out is None else out
         root = torch.sqrt(
             self.item.state["second"][0].flatten(1)[at],
             out=self.buffers.take("part of root", gradient.shape, gradient),
         )
         _mix([gradient, *momenta], self.weights, at[0], out)
-        return out.div_(root.mul_(self.spread).add_(EPS))
+        return out.div_(root.add_(self.floor))
 
     def direction(self, at: Part) -> Tensor:
         """Return a part of D; it may be changed."""
@@ -183,10 +183,18 @@ class StructuredRule(UpdateRule):
     def base(self, metas: Metas, item: Item, progress: float) -> tuple[Tensor, Tensor]:
         """Return the direction of one bucket, and the Adam direction beside it (the same one for vectors)."""
         adam = torch.empty_like(item.values, memory_format=torch.contiguous_format)
-        base = self.parted(metas, item, progress, adam)
+        mixed = torch.empty_like(adam) if is_turned(item) else None
+        base = self.parted(metas, item, progress, adam, mixed)
         return adam if base.moved is None else base.moved.view_as(adam), adam
 
-    def parted(self, metas: Metas, item: Item, progress: float, adam: Tensor | None = None) -> Base:
+    def parted(
+        self,
+        metas: Metas,
+        item: Item,
+        progress: float,
+        adam: Tensor | None = None,
+        mixed: Tensor | None = None,
+    ) -> Base:
         """Take the gradients of a bucket into its state and return its direction.
 
         Args:
@@ -194,13 +202,16 @@ class StructuredRule(UpdateRule):
             item: the bucket.
             progress: τ in [0, 1].
             adam: of the values' shape, where the whole Adam direction is wanted.
+            mixed: of the values' shape, memory for D of matrices; without it D is valid until the next call.
         """
-        mixed = None
-        if is_turned(item):
+        if not is_turned(item):
+            return self._accumulate(metas, item, progress, adam=adam, mixed=None)
+        if mixed is None and item.values.numel() <= KEPT:
+            mixed = self.buffers.take("direction", item.values.shape, item.values)
+        elif mixed is None:
             mixed = torch.empty_like(item.values, memory_format=torch.contiguous_format)
         base = self._accumulate(metas, item, progress, adam=adam, mixed=mixed)
-        if mixed is not None:
-            base.moved = self._turn(metas, base, mixed).flatten(1)
+        base.moved = self._turn(metas, base, mixed).flatten(1)
         return base
 
     def _together(self, items: Sequence[Item]) -> Item | None:
@@ -243,19 +254,21 @@ class StructuredRule(UpdateRule):
         gradients, momenta = item.gradients.flatten(1), item.state["momenta"].flatten(2)
         second = item.state["second"][0].flatten(1)
         corrections = [1.0, *(1 - beta**item.count for beta in BETAS)]
+        root = (1 - SECOND_BETA**item.count) ** 0.5
 
-        def weights(name: str) -> list[Factor]:
+        def weights(name: str, by: float = 1.0) -> list[Factor]:
             found = metas[name] + metas[name + "_drift"] * (progress - 0.5)
-            return [factor(found[:, i] / correction, 2) for i, correction in enumerate(corrections)]
+            found = found * by / found.new_tensor(corrections)
+            if len(found) == 1 and not found.requires_grad:
+                return list(map(float, found[0].tolist()))
+            return [column[:, None] for column in found.unbind(1)]
 
-        spread = (1 - SECOND_BETA**item.count) ** -0.5
-        base = Base(item, weights("adam_momentum"), spread, self.buffers)
+        base = Base(item, weights("adam_momentum", root), EPS * root, self.buffers)
         mixture = weights("momentum")
+        shares = gradients.new_tensor([1 - beta for beta in BETAS])[:, None, None]
         for at in chunks(gradients, size=2 * CHUNK):
             gradient = gradients[at]
-            carried = [momentum[at] for momentum in momenta]
-            for beta, momentum in zip(BETAS, carried, strict=True):
-                momentum.lerp_(gradient, 1 - beta)
+            carried = momenta[:, *at].lerp_(gradient, shares)
             square = second[at].mul_(SECOND_BETA)
             square.addcmul_(gradient, gradient, value=1 - SECOND_BETA)
             if mixed is not None:
