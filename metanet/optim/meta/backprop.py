@@ -111,9 +111,11 @@ def _step_back(
     if not later:
         return torch.zeros_like(rows), [*own, *(torch.zeros_like(value) for value in states)]
     leaves = [gradient.detach().clone().requires_grad_() for gradient in gradients]
+    plain = deepcopy(rule)  # what is recorded stays out of memory that later steps use
+    plain.compiled = False  # and the compiler's loops are the same formulas once more
     with Recording(f"the rule {rule.name!r}"):
         after = group.copy()
-        advance(deepcopy(rule), rule.unpack(rows), group.task.roles, after, leaves)
+        advance(plain, rule.unpack(rows), group.task.roles, after, leaves)
     outputs = [*after.parameters, *(value for state in after.states for value in state.values())]
     found, *pulled = _pull(outputs, [rows, *parameters, *states, *leaves], later)
     count = len(own)

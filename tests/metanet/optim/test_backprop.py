@@ -170,6 +170,16 @@ def test_a_network_that_overflows_counts_up_to_there() -> None:
     assert bool((expected != 0).any(1).all())
 
 
+def test_compiled_rules_are_differentiated_as_they_are_written() -> None:
+    rule = RULES["celo2"]()
+    theta = drawn(rule)
+    steps = moments(rule, theta, 2)
+    expected = backpropagate(rule, theta, steps)
+    rule.compiled = True
+    assert torch.equal(backpropagate(rule, theta, steps), expected)
+    assert rule.compiled
+
+
 class Reading(StructuredRule):
     """A rule that reads a number out of its meta-parameters."""
 
