@@ -1,1 +1,1 @@
-"""Meta-training of learned optimizers: inner tasks, evolution strategies, and the loop around them."""
+"""Meta-training of learned optimizers: inner tasks, estimators of the meta-gradient, and the loop."""

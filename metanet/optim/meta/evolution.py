@@ -6,7 +6,7 @@ began, and after every stretch with losses L⁺ and L⁻ the gradient is estimat
     ĝ = mean over pairs of ξ (L⁺ - L⁻) / (2σ²),  ξ in units of θ
 
 With ``persistent=False`` ξ is the last perturbation alone: truncated evolution strategies, biased to short
-horizons. One stretch over the whole training is the full evolution strategy.
+horizons. One stretch over the whole training is the full evolution strategy (``full-es``).
 
 References:
     Vicol, Metz and Sohl-Dickstein 2021, Unbiased gradient estimation in unrolled computation graphs with
