@@ -51,6 +51,8 @@ from metanet.optim.rule import (
 BETAS = (0.8, 0.95, 0.99)
 SECOND_BETA = 0.99
 EPS = 1e-8
+SPAN = 4 * CHUNK
+"""Numbers that passes over few tensors handle at once: calls cost more than what no longer fits the cache."""
 
 
 METAS: Mapping[str, Meta] = {
@@ -157,7 +159,7 @@ class StructuredRule(UpdateRule):
         """Move every bucket chunk by chunk; of a matrix between units D alone is whole."""
         for item, mover in zip(items, movers, strict=True):
             base = self.parted(metas, item, progress)
-            for at in chunks(item.values.flatten(1)):
+            for at in chunks(item.values.flatten(1), size=SPAN):
                 mover(at, base.direction(at))
 
     def bases(self, metas: Metas, items: Sequence[Item], progress: float) -> list[tuple[Tensor, Tensor]]:
@@ -242,7 +244,7 @@ class StructuredRule(UpdateRule):
         mixed.mul_(scale)
         share, decay = factor(metas["adam"][:, place], 2), factor(metas["decay"][:, 0], 2)
         moved, own = mixed.flatten(1), values.flatten(1)
-        for at in chunks(moved, size=2 * CHUNK):
+        for at in chunks(moved, size=SPAN):
             add_scaled(moved[at], base.adam(at), part_of(share, at[0]))
             add_scaled(moved[at], own[at], part_of(decay, at[0]))
         return mixed
@@ -266,7 +268,7 @@ class StructuredRule(UpdateRule):
         base = Base(item, weights("adam_momentum", root), EPS * root, self.buffers)
         mixture = weights("momentum")
         shares = gradients.new_tensor([1 - beta for beta in BETAS])[:, None, None]
-        for at in chunks(gradients, size=2 * CHUNK):
+        for at in chunks(gradients, size=SPAN):
             gradient = gradients[at]
             carried = momenta[:, *at].lerp_(gradient, shares)
             square = second[at].mul_(SECOND_BETA)
