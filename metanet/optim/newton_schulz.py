@@ -113,38 +113,42 @@ def _product(gram: Tensor, steps: int, buffers: Buffers) -> Tensor:
     return product
 
 
-def _symmetric(
-    left: Tensor,
-    right: Tensor,
-    out: Tensor,
-    plus: Tensor | None = None,
-    beta: float = 0.0,
-    alpha: float = 1.0,
-) -> Tensor:
-    """Write ``beta * plus + alpha * left @ right``, which is symmetric; ``plus`` may not be ``out``."""
-    rows = out.shape[-1]
-    if out.ndim == 3 or out.is_cuda or rows < BLOCKED or rows % BLOCKS:
-        return _multiply(left, right, out, plus, beta, alpha)
-    height = rows // BLOCKS
-    for start in range(0, rows, height):
-        stop = start + height
-        part = None if plus is None else plus[start:stop, start:]
-        _multiply(left[start:stop], right[:, start:], out[start:stop, start:], part, beta, alpha)
-        out[stop:, start:stop].copy_(out[start:stop, stop:].contiguous().mT)
-    return out
-
-
 def _multiply(
     left: Tensor,
     right: Tensor,
     out: Tensor,
     plus: Tensor | None = None,
-    beta: float = 0.0,
+    beta: float = 1.0,
     alpha: float = 1.0,
 ) -> Tensor:
-    """Write ``beta * plus + alpha * left @ right``."""
-    add = torch.addmm if out.ndim == 2 else torch.baddbmm
-    return add(out if plus is None else plus, left, right, beta=beta, alpha=alpha, out=out)
+    """Write ``beta * plus + alpha * left @ right``, or ``left @ right`` if there is nothing to add."""
+    flat = out.ndim == 2
+    if plus is None:
+        return (torch.mm if flat else torch.bmm)(left, right, out=out)
+    return (torch.addmm if flat else torch.baddbmm)(plus, left, right, beta=beta, alpha=alpha, out=out)
+
+
+def _symmetric(
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    plus: Tensor | None = None,
+    beta: float = 1.0,
+    alpha: float = 1.0,
+) -> Tensor:
+    """Do the same where the result is symmetric; ``plus`` may not be ``out``."""
+    rows = out.shape[-1]
+    if out.ndim == 3 or out.is_cuda or rows < BLOCKED or rows % BLOCKS:
+        return _multiply(left, right, out, plus, beta, alpha)
+    if plus is None:
+        plus, beta = out, 0.0  # in place: without a sum, what is not contiguous would be copied
+    height = rows // BLOCKS
+    for start in range(0, rows, height):
+        stop = start + height
+        at = (slice(start, stop), slice(start, None))
+        _multiply(left[start:stop], right[:, start:], out[at], plus[at], beta, alpha)
+        out[stop:, start:stop].copy_(out[start:stop, stop:].contiguous().mT)
+    return out
 
 
 def _narrow(matrices: Tensor) -> bool:
