@@ -153,3 +153,12 @@ def test_many_small_tensors_are_stacked_in_bounded_buckets() -> None:
     assert sum(counts) == 40
     assert max(counts) == 17
     assert len(counts) == 3
+
+
+def test_stacking_small_tensors_takes_the_same_memory_every_time() -> None:
+    parameters = [torch.zeros(40, 60, requires_grad=True) for _ in range(20)]
+    optimizer = LearnedOptimizer(parameters, total_steps=9, weights=weights("structured"))
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert peak_allocation(optimizer.step) / 4 < 0.1 * sum(p.numel() for p in parameters)
