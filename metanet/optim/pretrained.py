@@ -91,6 +91,11 @@ def load_meta_weights(name: str) -> MetaWeights:
     path = SHIPPED / f"{name}.safetensors" if name in shipped() else Path(name)
     if not path.is_file():
         known = ", ".join(shipped()) or "none"
+        if name in RULES:
+            raise ValueError(
+                f"{name!r} is a rule, no meta-weights; the shipped ones are {known}, and "
+                f"scripts/meta_train.py --rule {name} makes a file of others, which can be named instead"
+            )
         raise ValueError(
             f"no meta-weights {name!r}: neither a file nor one of the shipped ones ({known}); those of a hub "
             "repository are fetched by metanet_zoo.meta_weights.fetch_meta_weights"

@@ -23,11 +23,13 @@ class Baseline:
         build: makes it.
         rates: log-spaced learning rates of the sweep; the best must not be at an edge.
         schedules: ``constant`` and ``cosine`` (5 % warmup), or the former alone where it brings its own.
+        package: that it comes from, if not from torch.
     """
 
     build: Build
     rates: tuple[float, ...]
     schedules: tuple[str, ...] = ("constant", "cosine")
+    package: str = ""
 
 
 def _sgd(model: nn.Module, rate: float, steps: int) -> list[Optimizer]:
@@ -71,7 +73,9 @@ BASELINES: Mapping[str, Baseline] = {
     "SGD-momentum": Baseline(_sgd, _spaced(0.0125, 0.4, 6)),
     "AdamW": Baseline(_adamw, _spaced(0.001, 0.128, 8)),
     "Muon + AdamW": Baseline(_muon, _spaced(0.003, 0.096, 6)),
-    "SOAP": Baseline(_soap, _spaced(0.001, 0.064, 7)),
-    "schedule-free AdamW": Baseline(_schedule_free, _spaced(0.002, 0.128, 7), ("constant",)),
+    "SOAP": Baseline(_soap, _spaced(0.001, 0.064, 7), package="pytorch_optimizer"),
+    "schedule-free AdamW": Baseline(
+        _schedule_free, _spaced(0.002, 0.128, 7), ("constant",), package="pytorch_optimizer"
+    ),
 }
-"""Baselines by name; SOAP and schedule-free AdamW need ``pip install pytorch_optimizer``."""
+"""Baselines by name."""

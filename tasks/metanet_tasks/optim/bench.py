@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from metanet.optim import load_meta_weights
 from metanet_tasks.console import progress
 from metanet_tasks.optim.baselines import BASELINES
 from metanet_tasks.optim.harness import STEPS, Results, Setting
@@ -45,10 +47,10 @@ def bench(
         as_json: print JSON instead of tables.
 
     Raises:
-        ValueError: unknown tasks or baselines.
+        ValueError: unknown tasks, baselines or meta-weights; data that are not there; a baseline whose
+            package is not installed. All of it before anything runs.
     """
-    chosen = _known(tasks, TASKS, "task")
-    against = _known(baselines, BASELINES, "baseline")
+    chosen, against = _checked(data, learned, tasks, baselines)
     kept = out / "runs.jsonl"
     for name in chosen:
         results = Results(kept)
@@ -72,8 +74,13 @@ def dry_run(
 ) -> int:
     """Measure some steps of all that `bench` would still run with these arguments, and print its time."""
     results = Results(out / "runs.jsonl") if out else Unkept()
-    chosen, against = _known(tasks, TASKS, "task"), _known(baselines, BASELINES, "baseline")
-    costs = list(estimate(chosen, against, learned, seeds, results, data))
+    chosen, against = _checked(data, learned, tasks, baselines)
+    costs = []
+    with progress() as bar:
+        shown = bar.add_task("measuring", total=len(chosen) * (len(against) + len(learned)), note="")
+        for cost in estimate(chosen, against, learned, seeds, results, data):
+            costs.append(cost)
+            bar.update(shown, advance=1, note=f"{cost.task}, {cost.optimizer}")
     hours = sum(cost.seconds for cost in costs) / 3600
     if as_json:
         print(json.dumps({"costs": [asdict(cost) for cost in costs], "hours": hours / jobs}, indent=1))
@@ -90,6 +97,7 @@ def dry_run(
 
 def quick(data: Path, learned: Sequence[str], *, seeds: int = 5, as_json: bool = False) -> int:
     """Run learned optimizers on the MLP task and print them in the table of the shipped baselines."""
+    _checked(data, learned, ["mlp"], [])
     results = Unkept(Results(SHIPPED_TABLE))
     settings = learned_settings("mlp", learned, seeds)
     _run([(setting,) for setting in settings], results, data, 1, "mlp")
@@ -108,6 +116,30 @@ class Unkept(Results):
         self.found[setting.key] = result
 
 
+def _checked(
+    data: Path, learned: Sequence[str], tasks: Sequence[str] | None, baselines: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Return the tasks and baselines; what would fail after hours of other runs fails now."""
+    chosen, against = _known(tasks, TASKS, "task"), _known(baselines, BASELINES, "baseline")
+    for name in learned:
+        load_meta_weights(name)
+    foreign = [name for name in against if BASELINES[name].package and not find_spec(BASELINES[name].package)]
+    if foreign:
+        raise ValueError(
+            f"the baselines {', '.join(foreign)} need the package pytorch_optimizer: pip install "
+            "pytorch_optimizer, or name others with --baselines"
+        )
+    for name in chosen:
+        try:
+            TASKS[name].data(data)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the task {name} needs data that {data} lacks: {error}; metanet optim bench --help says "
+                "what --data holds"
+            ) from None
+    return chosen, against
+
+
 def _known(names: Sequence[str] | None, table: Iterable[str], what: str) -> list[str]:
     known = list(table)
     if names is None:
@@ -123,7 +155,8 @@ def _run(units: Sequence[Unit], results: Results, data: Path, jobs: int, label: 
         for unit, found in run_all(units, data, jobs):
             for setting, result in zip(unit, found, strict=True):
                 results.add(setting, result)
-            bar.advance(shown, len(unit))
+            last = f"{unit[-1].optimizer}, rate {unit[-1].rate:g}: {found[-1]['final']:.4f}"
+            bar.update(shown, advance=len(unit), note=last)
 
 
 def _write(results: Results, out: Path) -> None:

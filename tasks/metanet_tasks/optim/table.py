@@ -30,7 +30,8 @@ class Row:
         finals: final loss by seed.
         accuracy: mean test accuracy.
         seconds: median seconds of a run that ran alone.
-        difference: mean paired difference of final losses to the reference, with its 95 % half-width.
+        difference: mean paired difference of final losses to the reference, with its 95 % half-width, which
+            is None for one seed.
         steps: steps to the reference's mean final loss, or None if it was not reached.
         curve: mean curve.
     """
@@ -43,7 +44,7 @@ class Row:
     finals: tuple[float, ...]
     accuracy: float
     seconds: float
-    difference: tuple[float, float] | None
+    difference: tuple[float, float | None] | None
     steps: int | None
     curve: tuple[float, ...]
 
@@ -53,9 +54,9 @@ class Row:
         return sum(self.finals) / len(self.finals)
 
     @property
-    def error(self) -> float:
-        """Standard error of the mean."""
-        return statistics.stdev(self.finals) / math.sqrt(len(self.finals)) if len(self.finals) > 1 else 0.0
+    def error(self) -> float | None:
+        """Standard error of the mean; None for one seed."""
+        return statistics.stdev(self.finals) / math.sqrt(len(self.finals)) if len(self.finals) > 1 else None
 
 
 def rows(results: Results, task: str, *, steps: int = STEPS) -> list[Row]:
@@ -104,13 +105,17 @@ def _mean_curve(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(sum(values) / len(values) for values in zip(*curves, strict=True))
 
 
-def _paired(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> tuple[float, float] | None:
+def _paired(
+    mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]
+) -> tuple[float, float | None] | None:
     shared = sorted(set(mine) & set(theirs))
     differences = [mine[seed]["final"] - theirs[seed]["final"] for seed in shared]
-    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+    if not differences or not all(map(math.isfinite, differences)):
         return None
-    width = T_95.get(len(differences), 1.96) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return statistics.mean(differences), width
+    mean, count = statistics.mean(differences), len(differences)
+    return mean, None if count < 2 else T_95.get(count, 1.96) * statistics.stdev(differences) / math.sqrt(
+        count
+    )
 
 
 def _reached(curve: Sequence[float], goal: float) -> int | None:
@@ -129,6 +134,7 @@ def markdown(found: Sequence[Row], steps: int = STEPS) -> str:
         "schedule",
         "rate",
         "rates tried",
+        "seeds",
         "final loss",
         "minus AdamW + cosine (95 %)",
         "steps to its best",
@@ -137,7 +143,9 @@ def markdown(found: Sequence[Row], steps: int = STEPS) -> str:
     ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in found:
-        difference = "" if row.difference is None else f"{row.difference[0]:+.4f} ± {row.difference[1]:.4f}"
+        difference = (
+            "" if row.difference is None else _with_error(f"{row.difference[0]:+.4f}", row.difference[1])
+        )
         reached = "" if row.steps is None else f"{row.steps} ({row.steps / steps:.2f}×)"
         rate = f"{row.rate:.3g}{' (edge)' if row.edge else ''}"
         cells = [
@@ -145,7 +153,8 @@ def markdown(found: Sequence[Row], steps: int = STEPS) -> str:
             row.schedule,
             rate,
             str(row.trials),
-            f"{row.mean:.4f} ± {row.error:.4f}",
+            str(len(row.finals)),
+            _with_error(f"{row.mean:.4f}", row.error),
             difference,
             reached,
             f"{100 * row.accuracy:.1f}",
@@ -153,3 +162,7 @@ def markdown(found: Sequence[Row], steps: int = STEPS) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _with_error(mean: str, error: float | None) -> str:
+    return mean if error is None else f"{mean} ± {error:.4f}"
