@@ -5,12 +5,12 @@ Each takes a `Problem` apart for a function that can be called by itself, too.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from metanet.matching.activations import activation_matching
 from metanet.matching.method import Loss, Problem, Setting, matcher
 from metanet.matching.orthogonal import orthogonal_matching
-from metanet.matching.sinkhorn_rebasin import Begin, Objective, sinkhorn_matching
+from metanet.matching.sinkhorn_rebasin import sinkhorn_matching
 from metanet.matching.soft_map import SoftMatching
 from metanet.matching.starts import Start
 from metanet.matching.straight_through import straight_through_matching
@@ -101,25 +101,10 @@ SINKHORN = {
         "begin": Setting("barycentre", "where to begin", ("barycentre", "weights")),
     },
 )
-def _sinkhorn(
-    problem: Problem,
-    *,
-    steps: int = 100,
-    learning_rate: float = 0.3,
-    temperature: float = 1.0,
-    begin: str = "barycentre",
-) -> Matching:
+def _sinkhorn(problem: Problem, **settings: Any) -> Matching:
     """Weights alone, by gradient descent over doubly stochastic matrices."""
     return sinkhorn_matching(
-        problem.spec,
-        problem.a,
-        problem.b,
-        begin=cast(Begin, begin),
-        fixed=problem.fixed,
-        steps=steps,
-        learning_rate=learning_rate,
-        temperature=temperature,
-        seed=problem.seed,
+        problem.spec, problem.a, problem.b, fixed=problem.fixed, seed=problem.seed, **settings
     )
 
 
@@ -133,28 +118,10 @@ def _sinkhorn(
         "objective": Setting("midpoint", "where on the path the loss is lowered", ("midpoint", "random")),
     },
 )
-def _sinkhorn_loss(
-    problem: Problem,
-    *,
-    steps: int = 100,
-    learning_rate: float = 0.3,
-    temperature: float = 1.0,
-    begin: str = "weights",
-    objective: str = "midpoint",
-) -> Matching:
+def _sinkhorn_loss(problem: Problem, **settings: Any) -> Matching:
     """The loss between the networks, by gradient descent over doubly stochastic matrices."""
     return sinkhorn_matching(
-        problem.spec,
-        problem.a,
-        problem.b,
-        _loss(problem),
-        objective=cast(Objective, objective),
-        begin=cast(Begin, begin),
-        fixed=problem.fixed,
-        steps=steps,
-        learning_rate=learning_rate,
-        temperature=temperature,
-        seed=problem.seed,
+        problem.spec, problem.a, problem.b, _loss(problem), fixed=problem.fixed, seed=problem.seed, **settings
     )
 
 
@@ -211,9 +178,7 @@ ZIP = {
     returns="soft map",
     settings=ZIP,
 )
-def _zip(
-    problem: Problem, *, stop_after: str = "", again: float = 0.3, within: float = 0.125
-) -> SoftMatching:
+def _zip(problem: Problem, **settings: Any) -> SoftMatching:
     """Correlations of activations, within a network as well as across; both networks are merged."""
     return zip_matching(
         problem.spec,
@@ -221,11 +186,9 @@ def _zip(
         problem.b,
         problem.model,
         *problem.inputs,
-        stop_after=stop_after,
-        again=again,
-        within=within,
         fixed=problem.fixed,
         seed=problem.seed,
+        **settings,
     )
 
 
@@ -235,19 +198,9 @@ def _zip(
     returns="soft map",
     settings=ZIP,
 )
-def _zip_weights(
-    problem: Problem, *, stop_after: str = "", again: float = 0.3, within: float = 0.125
-) -> SoftMatching:
+def _zip_weights(problem: Problem, **settings: Any) -> SoftMatching:
     """Weights alone, within a network as well as across; both networks are merged."""
-    return zip_matching(
-        problem.spec,
-        problem.a,
-        problem.b,
-        stop_after=stop_after,
-        again=again,
-        within=within,
-        fixed=problem.fixed,
-    )
+    return zip_matching(problem.spec, problem.a, problem.b, fixed=problem.fixed, **settings)
 
 
 def _loss(problem: Problem) -> Loss:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from metanet import GroupElement, WeightSpec
 from metanet.matching.method import MATCHERS, Problem, Setting, find_matcher, match, matcher
+from metanet.matching.sinkhorn_rebasin import sinkhorn_matching
 from metanet.matching.weights import Matching, matching_of
+from metanet.matching.zipping import zip_matching
 
 SPEC = WeightSpec.parse("groups  h: 5   k: 4\nu  h 3\nw  k h\nv  2 k")
 
@@ -89,3 +92,31 @@ def test_what_is_missing_or_unknown_is_named() -> None:
     wide = WeightSpec.parse("groups  h: 6   k: 4\nu  h 3\nw  k h\nv  2 k")
     with pytest.raises(ValueError, match="same widths"):
         match("weights", Problem(SPEC, given.a, given.b, spec_a=wide))
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("sinkhorn", sinkhorn_matching),
+        ("sinkhorn-loss", sinkhorn_matching),
+        ("zip", zip_matching),
+        ("zip-weights", zip_matching),
+    ],
+)
+def test_settings_that_are_handed_on_have_the_defaults_of_the_function(
+    name: str, function: Callable[..., Any]
+) -> None:
+    parameters = inspect.signature(function).parameters
+    for key, setting in find_matcher(name).settings.items():
+        if parameters[key].default is not None:  # None: depends on whether there is a loss
+            assert parameters[key].default == setting.default, key
+
+
+def test_sinkhorn_begins_where_its_settings_say() -> None:
+    given, _ = problem()
+    plain = match("sinkhorn", given, steps=2)
+    said = match("sinkhorn", given, steps=2, begin=str(find_matcher("sinkhorn").settings["begin"].default))
+    assert isinstance(plain, Matching)
+    assert isinstance(said, Matching)
+    assert plain.starts == said.starts == ("barycentre",)
+    assert plain.history == said.history
