@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metanet_tasks.data_options import add_data_options
+
 if TYPE_CHECKING:
     from metanet_tasks.barrier import BarrierReport
 
@@ -73,19 +75,6 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Read numbers separated by commas.
-
-    Example:
-        >>> numbers("0.49,0.48,0.45")
-        (0.49, 0.48, 0.45)
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers separated by commas") from None
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the verb's argument parser."""
     result = argparse.ArgumentParser(
@@ -97,23 +86,9 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("a", metavar="A", help="the checkpoint at weight 0")
     add("b", metavar="B", help="the checkpoint at weight 1")
-    add(
-        "--data", metavar="IMAGES", help="labelled images: digits, IDX files, a folder per class, hf:org/name"
-    )
-    add("--text", type=Path, metavar="FILE", help="a text, for causal language models")
-    add("--network", metavar="OBJECT", help="package.module:factory of the network, if it is no plain one")
+    add_data_options(result, split="test", images="all")
     add("--activation", metavar="NAME", help="of a plain sequential checkpoint: relu, tanh, …")
     add("--spec", type=Path, metavar="FILE", help="take the spec from this file")
-    add("--split", default="test", help="of the images (default test)")
-    add("--limit", type=int, metavar="N", help="most images, or windows of text (default all; 16 windows)")
-    add("--mean", type=numbers, default=(0.0,), metavar="M,…", help="subtracted from values in 0…1")
-    add("--deviation", type=numbers, default=(1.0,), metavar="S,…", help="what they are divided by")
-    add(
-        "--context",
-        type=int,
-        metavar="N",
-        help="tokens per window of text (default 256, or the model's most)",
-    )
     add("--points", type=int, default=25, metavar="N", help="on the path (default 25)")
     add("--no-align", action="store_true", help="measure the naive path only")
     add(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from metanet_tasks.answer import answer
+
+if TYPE_CHECKING:
+    from metanet_zoo.merging.lora_extraction import ExtractionReport
 
 EXAMPLES = """\
 examples:
@@ -40,18 +45,20 @@ def main(arguments: Sequence[str]) -> int:
             offline=True if options.offline else None,
             progress=None if options.quiet or not sys.stderr.isatty() else show,
         )
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    elif not options.quiet:
-        print(
-            f"wrote {report.out}: {len(report.adapted)} matrices of rank {report.rank}, "
-            f"{len(report.whole)} tensors whole, {report.parameters:,} numbers; {report.same} tensors do not "
-            "differ"
-        )
-        print(f"{report.carried:.2%} of the squared difference is in the adapter")
-        for name, carried in sorted(report.adapted.items(), key=lambda item: item[1])[:5]:
-            print(f"  {carried:7.2%}  {name}")
+    answer(options, report, describe)
     return 0
+
+
+def describe(report: ExtractionReport) -> None:
+    """Print what was extracted, and the matrices of which the adapter holds least."""
+    print(
+        f"wrote {report.out}: {len(report.adapted)} matrices of rank {report.rank}, "
+        f"{len(report.whole)} tensors whole, {report.parameters:,} numbers; {report.same} tensors do not "
+        "differ"
+    )
+    print(f"{report.carried:.2%} of the squared difference is in the adapter")
+    for name, carried in sorted(report.adapted.items(), key=lambda item: item[1])[:5]:
+        print(f"  {carried:7.2%}  {name}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metanet_tasks.barrier_command import numbers
-from metanet_tasks.match_report import show, show_map
+from metanet_tasks.answer import answer
+from metanet_tasks.data_options import add_data_options
+from metanet_tasks.match_report import show, show_many, show_map
 from metanet_tasks.match_settings import describe_methods, settings_of
 from metanet_tasks.merge_command import load_plugin, size
 
@@ -103,12 +104,7 @@ def main(arguments: Sequence[str]) -> int:
         written=meter.written,
     )
     meter.end()
-    if options.json:
-        import json
-
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    elif not options.quiet:
-        show(report)
+    answer(options, report, show)
     return 0
 
 
@@ -153,21 +149,7 @@ def parser() -> argparse.ArgumentParser:
         help="write the group element, or soft map (.safetensors; of several models a folder)",
     )
     add("-o", "--out", metavar="OUT", help="write the aligned model: a folder, or a file (.safetensors)")
-    add(
-        "--data", metavar="IMAGES", help="labelled images: digits, IDX files, a folder per class, hf:org/name"
-    )
-    add("--text", type=Path, metavar="FILE", help="a text, for causal language models")
-    add("--network", metavar="OBJECT", help="package.module:factory of the network, if it is no plain one")
-    add("--split", default="train", help="of the images (default train)")
-    add("--limit", type=int, metavar="N", help="most images (default 1000), or windows of text (default 16)")
-    add("--mean", type=numbers, default=(0.0,), metavar="M,…", help="subtracted from values in 0…1")
-    add("--deviation", type=numbers, default=(1.0,), metavar="S,…", help="what they are divided by")
-    add(
-        "--context",
-        type=int,
-        metavar="N",
-        help="tokens per window of text (default 256, or the model's most)",
-    )
+    add_data_options(result, split="train", images="1000")
     add(
         "--out-reference",
         metavar="OUT",
@@ -247,12 +229,7 @@ def match_by_map(options: argparse.Namespace, data: DataOptions) -> int:
         trust_remote_code=options.trust_remote_code,
         seed=options.seed,
     )
-    if options.json:
-        import json
-
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    elif not options.quiet:
-        show_map(report)
+    answer(options, report, show_map)
     return 0
 
 
@@ -283,15 +260,7 @@ def match_many(options: argparse.Namespace) -> int:
         trust_remote_code=options.trust_remote_code,
         seed=options.seed,
     )
-    if options.json:
-        import json
-
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    elif not options.quiet:
-        print(f"{len(report.models)} models, {report.method}: {report.origin}")
-        print(f"squared distance to their mean {report.before:.6g} → {report.after:.6g}")
-        for path in (*report.elements, *report.outputs):
-            print(f"wrote {path}")
+    answer(options, report, show_many)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metanet_zoo.matching.many import ManyReport
     from metanet_zoo.matching.run import MatchReport
     from metanet_zoo.matching.soft import SoftReport
 
@@ -58,4 +59,12 @@ def show_map(report: SoftReport) -> None:
     for note in report.notes:
         print(f"note: {note}")
     for path in (*report.maps, *report.outputs):
+        print(f"wrote {path}")
+
+
+def show_many(report: ManyReport) -> None:
+    """Print the report of three or more models."""
+    print(f"{len(report.models)} models, {report.method}: {report.origin}")
+    print(f"squared distance to their mean {report.before:.6g} → {report.after:.6g}")
+    for path in (*report.elements, *report.outputs):
         print(f"wrote {path}")

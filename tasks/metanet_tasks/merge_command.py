@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from metanet_tasks.answer import answer
 
 if TYPE_CHECKING:
     from metanet_zoo.merging.report import MergeReport
@@ -73,10 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         progress=meter,
     )
     meter.end()
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    elif not options.quiet:
-        print(describe(report))
+    answer(options, report, lambda found: print(describe(found)))
     return 0
 
 
