@@ -120,13 +120,7 @@ def sort(call: Call) -> Result:
     for name in ("k", "descending", "largest"):
         if call.argument(name) is not None:
             extra[name] = freeze(call.argument(name))
-    first = call.result(kind, dims, inputs=[x], extra=extra)
-    if len(call.shapes) == 1:
-        first.labels = where
-        return first
-    second = call.result("getitem", dims, inputs=[first], extra={"index": 1})
-    second.labels = where
-    return [first, second]
+    return _with_places(call, call.result(kind, dims, inputs=[x], extra=extra), where)
 
 
 @rule("aten.max.dim", "aten.min.dim", "aten.argmax.default", "aten.argmin.default")
@@ -142,13 +136,17 @@ def extremum(call: Call) -> Result:
     else:
         for dim in x.dims:
             call.fix(dim)
-    first = call.result(kind, dims, extra=extra)
+    return _with_places(call, call.result(kind, dims, extra=extra), where)
+
+
+def _with_places(call: Call, found: Value, where: Dim | None) -> Result:
+    """Return what was found and where: the places are a second output, or all that is returned."""
     if len(call.shapes) == 1:
-        first.labels = where
-        return first
-    second = call.result("getitem", dims, inputs=[first], extra={"index": 1})
+        found.labels = where
+        return found
+    second = call.result("getitem", found.dims, inputs=[found], extra={"index": 1})
     second.labels = where
-    return [first, second]
+    return [found, second]
 
 
 def used(call: Call, index: int) -> bool:
