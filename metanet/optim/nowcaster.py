@@ -30,6 +30,11 @@ from metanet.spec import WeightSpec
 
 STATES_KEY, STEP_KEY = "nowcast_states", "nowcast_step"
 """What a state of the base optimizer does not have."""
+STATE_HOOKS = tuple(
+    f"_optimizer_{kind}_hooks"
+    for kind in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")
+)
+"""Where torch keeps hooks that the base optimizer is to call, since it makes and takes the states."""
 
 
 class Nowcaster(Optimizer):
@@ -38,8 +43,9 @@ class Nowcaster(Optimizer):
         optimizer = Nowcaster("nowcast.safetensors", base, model, total_steps=10_000, example_args=(x,))
 
     It shares parameter groups and state with the base optimizer: schedulers, gradient scaling and hooks work
-    on either. Its ``state_dict`` is that of the base and the states kept so far, so that a training resumes
-    in the middle of a period. Buffers, such as running statistics, are not forecast.
+    on either; those of states see the state of the base. Its ``state_dict`` is that of the base and the
+    states kept so far, so that a training resumes in the middle of a period. Buffers, such as running
+    statistics, are not forecast.
 
     Args:
         forecaster: a `Forecaster` or the path of one.
@@ -102,6 +108,8 @@ class Nowcaster(Optimizer):
 
     def _share(self) -> None:
         self.param_groups, self.state = self.base.param_groups, self.base.state
+        for name in STATE_HOOKS:
+            setattr(self, name, getattr(self.base, name))
 
     def _check(self, groups: Iterable[Mapping[str, Any]]) -> None:
         parameters = [p for group in groups for p in group["params"]]
@@ -161,9 +169,12 @@ class Nowcaster(Optimizer):
         for found in by_type.values():
             histories = [history for _, history in found]
             forecasts = self.forecaster(histories, ahead, self.steps / self.total_steps, self.links)
-            if all(bool(forecast.isfinite().all()) for forecast in forecasts):
-                for (parameter, _), forecast in zip(found, forecasts, strict=True):
-                    parameter.copy_(forecast.reshape(parameter.shape))
+            ends = [f.to(p.dtype).reshape(p.shape) for (p, _), f in zip(found, forecasts, strict=True)]
+            if all(
+                bool(end.isfinite().all()) for end in ends
+            ):  # in the parameter's type, which may be narrow
+                for (parameter, _), end in zip(found, ends, strict=True):
+                    parameter.copy_(end)
 
     def _history(self, parameter: Tensor, states: Sequence[Tensor]) -> History:
         name, role, stacked = self._places[parameter]

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from metanet import spec_of
-from metanet.optim import LearnedOptimizer, Nowcaster
+from metanet.optim import LearnedOptimizer
 from metanet.optim.pretrained import RULES, MetaWeights
 from tests.metanet.optim.contract import (
     KINDS,
@@ -229,7 +229,7 @@ def test_directions_that_are_not_finite_are_replaced(rule: str, monkeypatch: pyt
 
 
 @every_optimizer
-def test_hooks_around_a_step_are_called_once(name: str) -> None:
+def test_hooks_of_steps_and_states_are_called_once(name: str) -> None:
     model = network("mlp")
     optimizer = optimizer_for(name, model, spec_for("mlp"))
     called: list[str] = []
@@ -237,7 +237,16 @@ def test_hooks_around_a_step_are_called_once(name: str) -> None:
     optimizer.register_step_post_hook(lambda *_: called.append("after"))
     train(model, optimizer, "mlp", range(2))
     assert called == ["before", "after"] * 2
-    assert isinstance(optimizer, (LearnedOptimizer, Nowcaster))
+    called.clear()
+    optimizer.register_state_dict_pre_hook(lambda *_: called.append("save"))
+    optimizer.register_state_dict_post_hook(lambda *_: called.append("saved"))
+    optimizer.register_load_state_dict_pre_hook(lambda *_: called.append("load"))
+    optimizer.register_load_state_dict_post_hook(lambda *_: called.append("loaded"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert called == ["save", "saved", "load", "loaded"]
+    copied, its_own = pickle.loads(pickle.dumps((model, optimizer)))  # hooks are left out
+    train(copied, its_own, "mlp", [2])
+    assert len(called) == 4
 
 
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.bucketed])

@@ -183,6 +183,19 @@ def test_narrow_types_keep_wide_states() -> None:
     assert all(loss == loss for loss in train(model, optimizer, 4, start=3))
 
 
+def test_forecasts_that_a_narrow_type_cannot_hold_are_left_out() -> None:
+    model = nn.Linear(3, 2, bias=False).half()
+    far = Forecaster.initial("linear")
+    far.metas["linear"].fill_(-1.0)
+    base = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = Nowcaster(far, base, model, total_steps=1000, every=5, ahead=900)
+    for _ in range(5):
+        model.weight.grad = torch.full_like(model.weight, -5000.0)
+        optimizer.step()
+    assert float(model.weight.detach().min()) > 24_000
+    assert bool(model.weight.isfinite().all())
+
+
 def test_forecasters_are_kept_whole_and_others_refused(tmp_path: Path) -> None:
     made, path = forecaster("graph"), tmp_path / "forecaster.safetensors"
     made.save(path)
