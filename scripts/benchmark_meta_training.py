@@ -180,11 +180,12 @@ class Race:
         particles: networks at once.
     """
 
-    def __init__(self, rule: str, particles: int) -> None:
+    def __init__(self, rule: str, particles: int, *, compiled: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(4096, 64, generator=generator)
         data = Classification(images, torch.randint(10, (4096,), generator=generator))
         self.rule, self.particles = RULES[rule](), particles
+        self.rule.compiled = compiled
         self.task = MLPTask(data, (64, 32, 32, 10))
         changes = torch.randn(particles, self.rule.size, generator=generator) * 0.1
         self.metas = self.rule.unpack(changes)
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="inner steps per round")
     parser.add_argument("--rules", nargs="+", default=["structured", "per_parameter", "celo2", "small_fc"])
     parser.add_argument("--particles", type=int, nargs="+", default=[24, 96])
+    parser.add_argument("--compile", action="store_true", help="our route with compiled loops")
     parser.add_argument("--print", action="store_true", help="print alone, write no file")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -254,7 +256,7 @@ def main() -> None:
     ]
     for rule in options.rules:
         for particles in options.particles:
-            race = Race(rule, particles)
+            race = Race(rule, particles, compiled=options.compile)
             race.ours(2)
             race.plain(2)
             error = race.error()

@@ -35,7 +35,7 @@ class Celo2Rule(FactoredRule):
 
     def direction(self, metas: Metas, item: Item) -> Tensor:
         """Return f / rms(f) for matrices, Adam's direction for vectors and embeddings."""
-        accumulate(item)
+        accumulate(item, fused=self.compiled)
         if item.values.ndim == 2 or item.role == "embedding":
             momentum = item.state["momenta"][0] / (1 - DECAYS[0] ** item.count)
             second = item.state["second"][0] / (1 - SECOND_DECAY**item.count)

@@ -11,6 +11,8 @@ Part: TypeAlias = tuple[slice, slice]
 """Some of the K tensors of a bucket, and a part of their flattened values."""
 CHUNK = 1 << 15
 """Numbers of one bucket that are handled at once."""
+FUSED = 32
+"""Chunks that a compiled loop takes at once: it holds nothing between, and every call costs."""
 LAUNCHED = 1 << 7
 """Chunks that an accelerator takes at once."""
 

@@ -26,7 +26,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from metanet.optim.chunks import CHUNK, chunks
+from metanet.optim.chunks import CHUNK, FUSED, Part, chunks
+from metanet.optim.fused import clipped_network, compiled, square_sums
 from metanet.optim.links import Links
 from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
 from metanet.optim.rule import Item, Meta, Metas, Mover
@@ -59,6 +60,7 @@ class PerParameterRule(StructuredRule):
     """The structured rule and a network of every parameter alone."""
 
     name = "per_parameter"
+    compilable = True
     hidden = 12
     mixing = False
     metas: Mapping[str, Meta] = _metas(12, mixing=False)
@@ -131,21 +133,15 @@ class PerParameterRule(StructuredRule):
         sums = UnitMeans(item, links) if self.mixing else None
         if sums is not None:
             maps = torch.cat([maps, sums.maps(metas).expand(len(values), -1, -1)], 1)
-        for at in chunks(values, item.values.shape[-1]):
-            some, height, width = at[0], at[0].stop - at[0].start, at[1].stop - at[1].start
-            inputs = self.buffers.take("inputs", (height, FEATURES + 1, width), values)
-            ones = values.new_ones(1).expand(height, width)
-            parts = [source[at] for source in sources]
+        fused = self.compiled and item.values.ndim == 3
+        for at in chunks(values, item.values.shape[-1], CHUNK * FUSED if fused else CHUNK):
             adam = base.adam(at)
             moved = adam if base.moved is None else base.moved[at]
-            torch.stack([*parts, adam, moved, values[at], ones], 1, out=inputs)
-            units = self.buffers.take("units", (height, self.hidden, width), values)
-            torch.bmm(weight[some], inputs, out=units).clamp_(-1, 1)
-            found = self.buffers.take("maps", (height, maps.shape[1], width), values)
-            torch.bmm(maps[some], units, out=found)
-            moved.add_(found[:, 0])
-            if sums is not None:
-                sums.add(found[:, 1:], at)
+            parts = [*(source[at] for source in sources), adam, moved, values[at]]
+            if fused:
+                self._fused(parts, weight[at[0]], maps[at[0]], at, sums, item.values.shape[-1])
+            else:
+                self._batched(parts, weight[at[0]], maps[at[0]], at, sums)
             if mover is not None:
                 mover(at, moved)
         result = Passed(sizes[:, 5])
@@ -153,8 +149,50 @@ class PerParameterRule(StructuredRule):
             result.terms, result.messages = sums.finish()
         return result
 
+    def _batched(
+        self, parts: Sequence[Tensor], weight: Tensor, maps: Tensor, at: Part, sums: UnitMeans | None
+    ) -> None:
+        """Add the first map of the hidden units of a part to D, and hand the other ones on."""
+        count, width = parts[0].shape
+        inputs = self.buffers.take("inputs", (count, FEATURES + 1, width), weight)
+        torch.stack([*parts, weight.new_ones(1).expand(count, width)], 1, out=inputs)
+        units = self.buffers.take("units", (count, self.hidden, width), weight)
+        torch.bmm(weight, inputs, out=units).clamp_(-1, 1)
+        found = self.buffers.take("maps", (count, maps.shape[1], width), weight)
+        torch.bmm(maps, units, out=found)
+        parts[5].add_(found[:, 0])
+        if sums is not None:
+            sums.add(found[:, 1:], at)
+
+    def _fused(
+        self,
+        parts: Sequence[Tensor],
+        weight: Tensor,
+        maps: Tensor,
+        at: Part,
+        sums: UnitMeans | None,
+        columns: int,
+    ) -> None:
+        """Do the same to a part of matrices, in a compiled loop."""
+        grids = [part.unflatten(1, (-1, columns)) for part in parts]
+        rows = 0 if sums is None else sums.of_rows
+        found = compiled(clipped_network)(grids, weight[..., :-1], weight[..., -1], maps, rows)
+        grids[5].add_(found[0])
+        if sums is not None:
+            sums.add_sums(
+                torch.stack(found[1 : 1 + rows], 1), torch.stack([m.sum(1) for m in found[1 + rows :]], 1), at
+            )
+
     def _sizes(self, base: Base, sources: Sequence[Tensor], values: Tensor) -> Tensor:
         """Return the ``[K, features]`` root mean squares of the features."""
+        if self.compiled and base.item.values.ndim == 3:
+            total = values.new_zeros(len(values), FEATURES)
+            for at in chunks(values, size=CHUNK * FUSED):
+                own = base.adam(at)
+                parts = [*(source[at] for source in sources), own, values[at]]
+                parts.insert(5, own if base.moved is None else base.moved[at])
+                total[at[0]] += compiled(square_sums)(*parts)
+            return (total / values.shape[1]).sqrt_()
         if base.whole is not None:
             adam = rms(base.whole)
         else:

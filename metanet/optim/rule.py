@@ -117,6 +117,10 @@ class UpdateRule(ABC):
     """Whether the rule has terms across tensors, for which it wants the spec of the network."""
     needs_spec: bool = False
     """Whether it is nothing without one."""
+    compilable: bool = False
+    """Whether it has loops for ``torch.compile`` (`metanet.optim.fused`)."""
+    compiled: bool = False
+    """Whether it uses them; the results are the same."""
 
     @property
     def size(self) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metanet.optim import LearnedOptimizer, MetaWeights
-from metanet.optim.factored import DECAYS, accumulate, factored_state, features
+from metanet.optim.factored import DECAYS, FLOOR, Edges, accumulate, factored_state, features
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import Item
 from tests.metanet.optim.networks import mlp, train, weights
@@ -57,18 +57,27 @@ def test_features_are_those_of_the_plain_formulas(shape: tuple[int, ...]) -> Non
     expected = [gradient, values, *momenta, second, *(momenta * inverse), inverse, *(gradient * factor)]
     expected += [*(momenta * factor), *seen[0], *seen[1], *((seen[0] + 1e-8) ** -0.5)]
     expected += [*((seen[1] + 1e-8) ** -0.5)]
+    expected = [e.flatten(1) for e in expected]
+    edges = Edges.of(state)
     half = values[0].numel() // 2
     for part in (slice(0, half), slice(half, 2 * half)):
         at = (slice(0, len(values)), part)
-        found = features(item, at, short=False, out=values.new_empty(len(values), 28, half))
-        wanted = torch.stack([e.flatten(1)[:, part] for e in expected], 1)
-        longer = features(item, at, short=True, out=values.new_empty(len(values), 30, half))
+        found = features(item, at, edges, short=False, out=values.new_empty(len(values), 16, half))
+        wanted = torch.stack([e[:, part] for e in expected], 1)
+        longer = features(item, at, edges, short=True, out=values.new_empty(len(values), 18, half))
         torch.testing.assert_close(longer[:, :10], wanted[:, :10], rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(longer[:, 12:], wanted[:, 10:], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(longer[:, 12:], wanted[:, 10:16], rtol=1e-6, atol=1e-9)
         own = gradient.flatten(1)[:, part]
         torch.testing.assert_close(longer[:, 10], own.clamp(-0.1, 0.1))
         torch.testing.assert_close(longer[:, 11], own * inverse.flatten(1)[:, part], rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found, wanted[:, :16], rtol=1e-6, atol=1e-9)
+    weight, bias = torch.randn(1, 5, 12, dtype=torch.float64), torch.randn(1, 5, dtype=torch.float64)
+    units = values.new_zeros(len(values), 5, half)
+    at = (slice(0, len(values)), slice(half, 2 * half))
+    edges.add(edges.biases(weight, bias), units, at)
+    rest = torch.stack(expected[16:], 1)
+    rest = rest / (rest.square().mean(2, keepdim=True).sqrt() + FLOOR)
+    torch.testing.assert_close(units, weight @ rest[..., half:] + bias[..., None], rtol=1e-6, atol=1e-9)
 
 
 def test_directions_of_celo2_have_size_one() -> None:
