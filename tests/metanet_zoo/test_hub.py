@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from metanet_zoo import CheckpointError, open_checkpoint
 from metanet_zoo.hub import parse_repo_id
+from metanet_zoo.merging.sources import open_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHT_MAP = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
@@ -217,6 +218,13 @@ def test_a_hub_that_is_down_leaves_the_cache(hub: Hub, cache: Path, monkeypatch:
 )
 def test_repo_ids(text: str, parsed: tuple[str, str | None] | None) -> None:
     assert parse_repo_id(text) == parsed
+
+
+@pytest.mark.parametrize("name", ["models/a.safetensors", "models/a.pt", "models/a.bin"])
+def test_files_that_are_missing_are_no_repositories(name: str) -> None:
+    for opener in (open_checkpoint, open_model):
+        with pytest.raises(CheckpointError, match=r"is neither an existing path .* nor a repository"):
+            opener(name)
 
 
 @pytest.mark.network

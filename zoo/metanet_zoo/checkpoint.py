@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from metanet_zoo.errors import CheckpointError
-from metanet_zoo.hub import fetch, parse_repo_id
-from metanet_zoo.layout import INDEX_SUFFIX, TORCH_SUFFIXES, choose_file
+from metanet_zoo.hub import fetch, repository_of
+from metanet_zoo.layout import choose_file
 from metanet_zoo.readers import MemoryReader, Opened, TensorReader, open_file
 from metanet_zoo.unwrap import common_prefix, unwrap
 
@@ -173,7 +173,7 @@ def open_checkpoint(
             path / choose_file([inner.name for inner in path.iterdir()], str(path)) if path.is_dir() else path
         )
         return _checkpoint(open_file(file, key), text)
-    repo, revision = _repository(text, revision)
+    repo, revision = repository_of(text, revision)
     file, notes = fetch(repo, revision, Path(cache_dir) if cache_dir else None, local_files_only)
     opened = open_file(file, key)
     origin = repo if revision is None else f"{repo}@{revision}"
@@ -207,18 +207,3 @@ def _checkpoint(opened: Opened, source: str, notes: tuple[str, ...] = ()) -> Che
         metadata=opened.metadata,
         notes=notes,
     )
-
-
-def _repository(text: str, revision: str | None) -> tuple[str, str | None]:
-    parsed = parse_repo_id(text)
-    if parsed is None or text.endswith((".safetensors", INDEX_SUFFIX, *TORCH_SUFFIXES)):
-        raise CheckpointError(
-            f"{text!r} is neither an existing path (looked in {Path.cwd()}) nor a repository 'org/name' or "
-            "'org/name@revision'; check the spelling"
-        )
-    repo, named = parsed
-    if named is not None and revision is not None and named != revision:
-        raise CheckpointError(
-            f"{text!r} names revision {named!r}, but revision={revision!r} was given; give one"
-        )
-    return repo, named if revision is None else revision

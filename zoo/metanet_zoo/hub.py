@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from metanet_zoo.errors import CheckpointError
-from metanet_zoo.layout import INDEX_SUFFIX, choose_file, read_index
+from metanet_zoo.layout import INDEX_SUFFIX, TORCH_SUFFIXES, choose_file, read_index
 
 REPO_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[^@\s]+))?")
 
@@ -22,6 +22,26 @@ def parse_repo_id(text: str) -> tuple[str, str | None] | None:
     """
     match = REPO_ID.fullmatch(text)
     return (match["repo"], match["revision"]) if match else None
+
+
+def repository_of(text: str, revision: str | None) -> tuple[str, str | None]:
+    """Return the repository and revision that a text means which is no existing path.
+
+    Raises:
+        CheckpointError: it means none, or looks like a file; or it names another revision than is given.
+    """
+    parsed = parse_repo_id(text)
+    if parsed is None or text.endswith((".safetensors", INDEX_SUFFIX, *TORCH_SUFFIXES)):
+        raise CheckpointError(
+            f"{text!r} is neither an existing path (looked in {Path.cwd()}) nor a repository 'org/name' or "
+            "'org/name@revision'; check the spelling"
+        )
+    repo, named = parsed
+    if named is not None and revision is not None and named != revision:
+        raise CheckpointError(
+            f"{text!r} names revision {named!r}, but revision={revision!r} was given; give one"
+        )
+    return repo, named if revision is None else revision
 
 
 def fetch(

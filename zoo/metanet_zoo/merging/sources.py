@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metanet_zoo.errors import CheckpointError
-from metanet_zoo.hub import fetch, parse_repo_id
+from metanet_zoo.hub import fetch, repository_of
 from metanet_zoo.layout import INDEX_SUFFIX, choose_file, read_index, require_shards
 from metanet_zoo.safetensors_header import ITEM_SIZES, Header, read_header
 
@@ -226,13 +226,8 @@ def open_model(
         folder = local if local.is_dir() else None
         file = local / choose_file([inner.name for inner in local.iterdir()], path) if folder else local
     else:
-        parsed = parse_repo_id(path)
-        if parsed is None:
-            raise CheckpointError(
-                f"{path!r} is neither an existing path (looked in {Path.cwd()}) nor a repository 'org/name'; "
-                "check the spelling"
-            )
-        file, notes = fetch(parsed[0], revision or parsed[1], cache_dir, offline)
+        repo, named = repository_of(path, revision)
+        file, notes = fetch(repo, named, cache_dir, offline)
         folder, commit = file.parent, file.parent.name
     if file.name.endswith(INDEX_SUFFIX):
         weight_map, _ = read_index(file)
