@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.06)
     parser.add_argument("--start", help="meta-weights of the structured rule to begin from")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compiled loops, for rules that have them")
     options = parser.parse_args()
     made = RULES[options.rule]()
     start = None
@@ -86,6 +87,7 @@ def main() -> None:
         learning_rate=options.learning_rate,
         seed=options.seed,
         start=start,
+        compile=options.compile,
         description={
             "inner_data": "Fashion-MNIST, 60,000 training images averaged to 8×8",
             "selection": "MNIST 8×8, MLPs 64-24-10 tanh and 64-48-48-10 relu, 1,000 steps",

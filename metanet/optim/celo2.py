@@ -31,6 +31,7 @@ class Celo2Rule(FactoredRule):
     """See the module's docstring; 329 meta-parameters."""
 
     name = "celo2"
+    compilable = True
     metas: Mapping[str, Meta] = layers((FEATURES, 8, 8, 1))
 
     def direction(self, metas: Metas, item: Item) -> Tensor:

@@ -23,13 +23,7 @@ from torch import Tensor
 
 from metanet.optim.buffers import Buffers
 from metanet.optim.chunks import CHUNK, FUSED, Part, chunks
-from metanet.optim.fused import (
-    UNROLLED,
-    compiled,
-    factored_network,
-    factored_squares,
-    factored_units,
-)
+from metanet.optim.fused import compiled, factored_network, factored_squares
 from metanet.optim.links import Links
 from metanet.optim.mixing import of_some
 from metanet.optim.pointwise import on_device
@@ -96,8 +90,6 @@ def take_in(gradient: Tensor, momenta: Sequence[Tensor], second: Tensor) -> tupl
 
 class FactoredRule(UpdateRule):
     """A network of every parameter alone on these accumulators, with a constant rate of its own."""
-
-    compilable = True
 
     def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
         """Return the accumulators."""
@@ -169,22 +161,8 @@ class FactoredRule(UpdateRule):
         """Return the outputs of a part of matrices from compiled loops."""
         given = (*edges.sources(item, at), short, weight[at[0]])
         row_biases, column_biases = edges.cut(biases[0], at), biases[1][at[0]]
-        hidden = weight.shape[1]
-        if hidden <= UNROLLED:
-            later = [
-                (of_some(self._weight(metas, i), at[0]), of_some(metas[f"bias_{i}"], at[0])) for i in (1, 2)
-            ]
-            found = compiled(factored_network)(*given, row_biases, column_biases, later)
-            return found.flatten(2)
-        rows, columns = row_biases.shape[2], column_biases.shape[2]
-        units = self.buffers.take("layer 0", (len(row_biases), hidden, rows * columns), weight)
-        grid = units.unflatten(2, (rows, columns))
-        for start in range(0, hidden, UNROLLED):
-            some = slice(start, start + UNROLLED)
-            compiled(factored_units)(
-                *given[:-1], given[-1][:, some], row_biases[:, some], column_biases[:, some], grid[:, some]
-            )
-        return self._later(metas, 2, self._later(metas, 1, units, at).relu_(), at)
+        later = [(of_some(self._weight(metas, i), at[0]), of_some(metas[f"bias_{i}"], at[0])) for i in (1, 2)]
+        return compiled(factored_network)(*given, row_biases, column_biases, later).flatten(2)
 
     def _sizes(self, item: Item, edges: Edges, parts: Sequence[Part], *, short: bool) -> Tensor:
         """Return the ``[K, features]`` root mean squares of `features`."""

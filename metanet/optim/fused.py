@@ -24,8 +24,6 @@ from torch.fx.experimental import _config as _symbols
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-UNROLLED = 8
-"""Units of a layer that are written out at once; wider ones take several passes or products of matrices."""
 OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
 """Of the compiler, where it knows them: products and sums may be fused."""
 
@@ -66,11 +64,6 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     return call
 
 
-def square_sums(*parts: Tensor) -> Tensor:
-    """Return the ``[k, n]`` sums of squares of n tensors ``[k, width]``."""
-    return torch.stack([part.square().sum(1) for part in parts], 1)
-
-
 def units_of(features: Sequence[Tensor], weight: Tensor, start: Sequence[Tensor]) -> list[Tensor]:
     """Return ``start + weight features`` unit by unit, for weights ``[k, h, features]``."""
     units = list(start)
@@ -82,27 +75,6 @@ def units_of(features: Sequence[Tensor], weight: Tensor, start: Sequence[Tensor]
 def constants(values: Tensor) -> list[Tensor]:
     """Return ``[k, 1, 1]`` per unit, of ``[k, h]``."""
     return [values[:, j, None, None] for j in range(values.shape[1])]
-
-
-def clipped_network(
-    features: Sequence[Tensor], weight: Tensor, bias: Tensor, maps: Tensor, rows: int
-) -> tuple[Tensor, ...]:
-    """Run the network of `metanet.optim.network` over matrices.
-
-    Args:
-        features: ``[k, r, c]`` each.
-        weight: ``[k, h, features]``.
-        bias: ``[k, h]``.
-        maps: ``[k, maps, h]``: linear maps of the hidden units.
-        rows: how many maps after the first are wanted as sums over rows alone.
-
-    Returns:
-        The first map, sums ``[k, r]`` of the next ``rows`` ones, then the others ``[k, r, c]``.
-    """
-    units = [unit.clamp(-1, 1) for unit in units_of(features, weight, constants(bias))]
-    nothing = torch.zeros_like(units[0])
-    found = units_of(units, maps, [nothing] * maps.shape[1])
-    return (found[0], *(one.sum(2) for one in found[1 : 1 + rows]), *found[1 + rows :])
 
 
 def factored_features(
@@ -138,34 +110,6 @@ def factored_squares(
     return torch.stack([feature.square().sum((1, 2)) for feature in found], 1)
 
 
-def factored_units(
-    sources: Sequence[Tensor],
-    row_factors: Tensor,
-    column_factors: Tensor,
-    short: bool,
-    weight: Tensor,
-    row_biases: Tensor,
-    column_biases: Tensor,
-    into: Tensor,
-) -> None:
-    """Write some units of the first layer on `factored_features`.
-
-    Args:
-        sources: see `factored_features`.
-        row_factors: likewise.
-        column_factors: likewise.
-        short: likewise.
-        weight: ``[k, h, features]``.
-        row_biases: ``[k, h, r]``.
-        column_biases: ``[k, h, c]``.
-        into: ``[k, h, r, c]``.
-    """
-    found = factored_features(sources, row_factors, column_factors, short)
-    start = [row_biases[:, j, :, None] + column_biases[:, j, None] for j in range(weight.shape[1])]
-    for j, unit in enumerate(units_of(found, weight, start)):
-        into[:, j].copy_(unit.relu())
-
-
 def factored_network(
     sources: Sequence[Tensor],
     row_factors: Tensor,
@@ -179,13 +123,13 @@ def factored_network(
     """Return the ``[k, outputs, r, c]`` outputs of a narrow network on `factored_features`.
 
     Args:
-        sources: as of `factored_units`, up to the biases.
+        sources: see `factored_features`.
         row_factors: likewise.
         column_factors: likewise.
         short: likewise.
-        weight: likewise.
-        row_biases: likewise.
-        column_biases: likewise.
+        weight: ``[k, h, features]``, of the first layer.
+        row_biases: ``[k, h, r]``.
+        column_biases: ``[k, h, c]``.
         later: weights ``[P, h, inputs]`` and biases ``[P, h]`` of the second and third layer.
     """
     found = factored_features(sources, row_factors, column_factors, short)

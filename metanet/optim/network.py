@@ -26,10 +26,10 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from metanet.optim.chunks import CHUNK, FUSED, Part, chunks
-from metanet.optim.fused import clipped_network, compiled, square_sums
+from metanet.optim.chunks import CHUNK, Part, chunks
 from metanet.optim.links import Links
 from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
+from metanet.optim.newton_schulz import KEPT
 from metanet.optim.rule import Item, Meta, Metas, Mover
 from metanet.optim.structured import METAS, Base, StructuredRule, is_turned
 
@@ -60,7 +60,6 @@ class PerParameterRule(StructuredRule):
     """The structured rule and a network of every parameter alone."""
 
     name = "per_parameter"
-    compilable = True
     hidden = 12
     mixing = False
     metas: Mapping[str, Meta] = _metas(12, mixing=False)
@@ -92,7 +91,11 @@ class PerParameterRule(StructuredRule):
         passed = []
         for item, mover in zip(items, movers, strict=True):
             small = item.values.numel() <= SMALL or is_turned(item)
-            adam = torch.empty_like(item.values, memory_format=torch.contiguous_format) if small else None
+            adam = None
+            if small and item.values.numel() <= KEPT:
+                adam = self.buffers.take("adam", item.values.shape, item.values)
+            elif small:
+                adam = torch.empty_like(item.values, memory_format=torch.contiguous_format)
             base = self.parted(metas, item, progress, adam)
             passed.append(self._pass(metas, base, progress, links, mover))
             del base, adam  # before the next matrix has its own
@@ -133,15 +136,11 @@ class PerParameterRule(StructuredRule):
         sums = UnitMeans(item, links) if self.mixing else None
         if sums is not None:
             maps = torch.cat([maps, sums.maps(metas).expand(len(values), -1, -1)], 1)
-        fused = self.compiled and item.values.ndim == 3
-        for at in chunks(values, item.values.shape[-1], CHUNK * FUSED if fused else CHUNK):
+        for at in chunks(values, item.values.shape[-1]):
             adam = base.adam(at)
             moved = adam if base.moved is None else base.moved[at]
             parts = [*(source[at] for source in sources), adam, moved, values[at]]
-            if fused:
-                self._fused(parts, weight[at[0]], maps[at[0]], at, sums, item.values.shape[-1])
-            else:
-                self._batched(parts, weight[at[0]], maps[at[0]], at, sums)
+            self._run(parts, weight[at[0]], maps[at[0]], at, sums)
             if mover is not None:
                 mover(at, moved)
         result = Passed(sizes[:, 5])
@@ -149,7 +148,7 @@ class PerParameterRule(StructuredRule):
             result.terms, result.messages = sums.finish()
         return result
 
-    def _batched(
+    def _run(
         self, parts: Sequence[Tensor], weight: Tensor, maps: Tensor, at: Part, sums: UnitMeans | None
     ) -> None:
         """Add the first map of the hidden units of a part to D, and hand the other ones on."""
@@ -164,35 +163,8 @@ class PerParameterRule(StructuredRule):
         if sums is not None:
             sums.add(found[:, 1:], at)
 
-    def _fused(
-        self,
-        parts: Sequence[Tensor],
-        weight: Tensor,
-        maps: Tensor,
-        at: Part,
-        sums: UnitMeans | None,
-        columns: int,
-    ) -> None:
-        """Do the same to a part of matrices, in a compiled loop."""
-        grids = [part.unflatten(1, (-1, columns)) for part in parts]
-        rows = 0 if sums is None else sums.of_rows
-        found = compiled(clipped_network)(grids, weight[..., :-1], weight[..., -1], maps, rows)
-        grids[5].add_(found[0])
-        if sums is not None:
-            sums.add_sums(
-                torch.stack(found[1 : 1 + rows], 1), torch.stack([m.sum(1) for m in found[1 + rows :]], 1), at
-            )
-
     def _sizes(self, base: Base, sources: Sequence[Tensor], values: Tensor) -> Tensor:
         """Return the ``[K, features]`` root mean squares of the features."""
-        if self.compiled and base.item.values.ndim == 3:
-            total = values.new_zeros(len(values), FEATURES)
-            for at in chunks(values, size=CHUNK * FUSED):
-                own = base.adam(at)
-                parts = [*(source[at] for source in sources), own, values[at]]
-                parts.insert(5, own if base.moved is None else base.moved[at])
-                total[at[0]] += compiled(square_sums)(*parts)
-            return (total / values.shape[1]).sqrt_()
         if base.whole is not None:
             adam = rms(base.whole)
         else:

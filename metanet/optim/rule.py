@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -126,6 +127,21 @@ class UpdateRule(ABC):
     def size(self) -> int:
         """Number of meta-parameters."""
         return sum(len(meta.initial) for meta in self.metas.values())
+
+    def compiling(self) -> Self:
+        """Return this rule with compiled loops, which give the same results.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if not self.compilable:
+            raise ValueError(
+                f"the rule {self.name!r} has no loops to compile: its products of matrices are faster as "
+                "they are. Leave compile out"
+            )
+        found = copy(self)
+        found.compiled = True
+        return found
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """Return meta-parameters for ``[P, size]`` changes in units of their scales; 0 is the start."""

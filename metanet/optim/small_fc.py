@@ -34,7 +34,7 @@ class SmallFCRule(FactoredRule):
 
     def direction(self, metas: Metas, item: Item) -> Tensor:
         """Return d exp(10⁻³ m)."""
-        accumulate(item, fused=self.compiled)
+        accumulate(item)
         moved = torch.empty_like(item.values, memory_format=torch.contiguous_format)
         flat, clock = moved.flatten(1), times(item.count - 1, moved)[0, :, 0]
         for at, found in self.outputs(metas, item, short=False, clock=clock):

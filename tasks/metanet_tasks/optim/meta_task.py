@@ -168,6 +168,7 @@ def meta_train(
     seed: int = 0,
     start: Tensor | None = None,
     description: Mapping[str, object] | None = None,
+    compile: bool = False,
 ) -> MetaWeights:
     """Meta-train a rule; a run that was killed continues in the same folder.
 
@@ -183,11 +184,12 @@ def meta_train(
         seed: of everything.
         start: initial θ.
         description: further entries of the card.
+        compile: the rule's loops (`metanet.optim.rule.UpdateRule.compiling`).
 
     Returns:
         The chosen meta-weights, also written to ``out``.
     """
-    made = RULES[rule]()
+    made = RULES[rule]().compiling() if compile else RULES[rule]()
     task = MetaTask(
         made,
         MetaTrainer(made, family, settings, seed),
