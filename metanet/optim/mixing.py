@@ -14,6 +14,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from metanet.optim.buffers import Buffers
 from metanet.optim.chunks import CHUNK, Part
 from metanet.optim.links import SIDES, Links, Side
 from metanet.optim.rule import Item, Meta, Metas
@@ -40,8 +41,14 @@ class Passed:
     terms: dict[Side, Tensor] = field(default_factory=dict)
     messages: dict[Side, Tensor] = field(default_factory=dict)
 
-    def part(self, at: Part, values: Tensor) -> Tensor:
-        """Return the mixed terms of a part of the ``[K, *shape]`` values, in whole rows of matrices."""
+    def part(self, at: Part, values: Tensor, buffers: Buffers | None = None) -> Tensor:
+        """Return the mixed terms of a part of the ``[K, *shape]`` values, in whole rows of matrices.
+
+        Args:
+            at: the part.
+            values: of the bucket.
+            buffers: memory for the result, which the next call overwrites.
+        """
         some, part = at
         size = self.size[some, None]
         if "vector" in self.terms:
@@ -49,7 +56,9 @@ class Passed:
         length = values.shape[2]
         rows = self.terms["row"][some, part.start // length : part.stop // length] * size
         columns = self.terms["column"][some] * size
-        return (rows[:, :, None] + columns[:, None]).flatten(1)
+        shape = (len(rows), rows.shape[1], length)
+        found = None if buffers is None else buffers.take("mixed terms", shape, values)
+        return torch.add(rows[:, :, None], columns[:, None], out=found).flatten(1)
 
 
 def exchange(metas: Metas, items: Sequence[Item], passed: Sequence[Passed], links: Links) -> None:

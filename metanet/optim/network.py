@@ -31,7 +31,7 @@ from metanet.optim.links import Links
 from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
 from metanet.optim.newton_schulz import KEPT
 from metanet.optim.rule import Item, Meta, Metas, Mover
-from metanet.optim.structured import METAS, Base, StructuredRule, is_turned
+from metanet.optim.structured import METAS, SPAN, Base, StructuredRule, is_turned
 
 FEATURES = 7
 TIMES = 2
@@ -76,7 +76,7 @@ class PerParameterRule(StructuredRule):
             exchange(metas, items, passed, links)
         for item, (moved, _), result in zip(items, bases, passed, strict=True):
             for at in chunks(moved.flatten(1), item.values.shape[-1]) if result.terms else ():
-                moved.flatten(1)[at].add_(result.part(at, item.values))
+                moved.flatten(1)[at].add_(result.part(at, item.values, self.buffers))
         return [moved for moved, _ in bases]
 
     def move(
@@ -102,8 +102,8 @@ class PerParameterRule(StructuredRule):
         if links is not None and self.mixing:
             exchange(metas, items, passed, links)
         for item, mover, result in zip(items, movers, passed, strict=True):
-            for at in chunks(item.values.flatten(1), item.values.shape[-1]) if result.terms else ():
-                mover(at, result.part(at, item.values), again=True)
+            for at in chunks(item.values.flatten(1), item.values.shape[-1], SPAN) if result.terms else ():
+                mover(at, result.part(at, item.values, self.buffers), again=True)
 
     def _pass(
         self,
