@@ -47,7 +47,7 @@ class Passed:
         Args:
             at: the part.
             values: of the bucket.
-            buffers: memory for the result, which the next call overwrites.
+            buffers: memory for the result, which the next call overwrites; that of a pass, which is over.
         """
         some, part = at
         size = self.size[some, None]
@@ -57,7 +57,7 @@ class Passed:
         rows = self.terms["row"][some, part.start // length : part.stop // length] * size
         columns = self.terms["column"][some] * size
         shape = (len(rows), rows.shape[1], length)
-        found = None if buffers is None else buffers.take("mixed terms", shape, values)
+        found = None if buffers is None else buffers.take("inputs", shape, values)
         return torch.add(rows[:, :, None], columns[:, None], out=found).flatten(1)
 
 
