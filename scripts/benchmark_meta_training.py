@@ -244,20 +244,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="inner steps per round")
     parser.add_argument("--rules", nargs="+", default=["structured", "per_parameter", "celo2", "small_fc"])
-    parser.add_argument("--particles", type=int, nargs="+", default=[24, 96])
-    parser.add_argument("--compile", action="store_true", help="our route with compiled loops")
+    parser.add_argument("--particles", type=int, nargs="+", default=[24, 96, 384])
+    parser.add_argument("--no-compile", action="store_true", help="leave out the rows of compiled loops")
     parser.add_argument("--print", action="store_true", help="print alone, write no file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     load = ", ".join(f"{value:.1f}" for value in getloadavg())
     lines = [
-        "| rule | particles | plain vmap(grad) | metanet | ratio | largest difference after 2 steps |",
-        "|---|---|---|---|---|---|",
+        "| rule | particles | plain vmap(grad) | metanet | ratio | first steps, s "
+        "| largest difference after 2 steps |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for rule in options.rules:
+    kinds = [
+        (rule, compiled)
+        for rule in options.rules
+        for compiled in (False, True)
+        if not compiled or (RULES[rule].compilable and not options.no_compile)
+    ]
+    for rule, compiled in kinds:
         for particles in options.particles:
-            race = Race(rule, particles, compiled=options.compile)
-            race.ours(2)
+            race = Race(rule, particles, compiled=compiled)
+            first = race.ours(2)
             race.plain(2)
             error = race.error()
             ours = plain = float("inf")
@@ -266,8 +273,8 @@ def main() -> None:
                 plain = min(plain, race.plain(options.steps))
             rates = [particles * options.steps / spent for spent in (plain, ours)]
             lines.append(
-                f"| {rule} | {particles} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.1f} "
-                f"| {error:.1e} |"
+                f"| {rule}{', compiled' * compiled} | {particles} | {rates[0]:,.0f} | {rates[1]:,.0f} "
+                f"| {rates[1] / rates[0]:.1f} | {first:.1f} | {error:.1e} |"
             )
             print(lines[-1], flush=True)
     if not options.print:
