@@ -80,9 +80,13 @@ class MLPTask:
         batch_size: examples per step.
         scale: the network's weights are stored divided by this and multiplied back when they are used: a
             reparametrisation that changes no function and every gradient (augmentation of Celo2).
+        widening: how many times as wide the rule is to take the network for: weights into the hidden units
+            of the first layer, and the biases of hidden units, are stored divided by √widening too, those of
+            the last layer times it, which are the multipliers of µP.
 
     References:
-        Moudgil et al. 2026, Celo2, https://arxiv.org/abs/2602.19142 (global reparametrisation).
+        Moudgil et al. 2026, Celo2, https://arxiv.org/abs/2602.19142 (global reparametrisation). Yang et al.
+        2022, Tensor Programs V, https://arxiv.org/abs/2203.03466, table 9 (µP by multipliers).
     """
 
     data: Classification
@@ -90,6 +94,7 @@ class MLPTask:
     activation: str = "relu"
     batch_size: int = 128
     scale: float = 1.0
+    widening: float = 1.0
     buffers: Buffers = field(default_factory=Buffers, init=False, repr=False, compare=False)
 
     @property
@@ -106,6 +111,15 @@ class MLPTask:
         return tuple(f"{i}.{kind}" for i in range(len(self.widths) - 1) for kind in ("weight", "bias"))
 
     @property
+    def multipliers(self) -> tuple[float, ...]:
+        """What the stored parameters are multiplied with when they are used, in order."""
+        layers, root = len(self.widths) - 1, sqrt(self.widening)
+        weights = [root, *(1.0 for _ in range(layers - 2)), 1 / root] if layers > 1 else [1.0]
+        biases = [*(root for _ in range(layers - 1)), 1.0]
+        pairs = zip(weights, biases, strict=True)
+        return tuple(self.scale * own for pair in pairs for own in pair)
+
+    @property
     def links(self) -> Links:
         """Return which units the tensors share: rows, bias, and the columns of the next layer."""
         return _links(self.widths)
@@ -116,16 +130,17 @@ class MLPTask:
         for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False):
             for shape in ((count, fan_out, fan_in), (count, fan_out)):
                 uniform = torch.rand(shape, generator=generator, device=generator.device).to(self.data.inputs)
-                parameters.append((uniform * 2 - 1) / sqrt(fan_in) / self.scale)
-        return parameters
+                parameters.append((uniform * 2 - 1) / sqrt(fan_in))
+        return [drawn / own for drawn, own in zip(parameters, self.multipliers, strict=True)]
 
     def losses(self, parameters: Sequence[Tensor], indices: Tensor) -> Tensor:
         """Return the ``[N]`` mean cross-entropies of N networks on the examples ``[N, B]``."""
         hidden, labels = self.data.batch(indices)
         activation, _ = ACTIVATIONS[self.activation]
         layers = len(self.widths) - 1
+        used = [stored * own for stored, own in zip(parameters, self.multipliers, strict=True)]
         for i in range(layers):
-            weight, bias = parameters[2 * i] * self.scale, parameters[2 * i + 1] * self.scale
+            weight, bias = used[2 * i : 2 * i + 2]
             hidden = torch.baddbmm(bias[:, None], hidden, weight.mT)
             if i < layers - 1:
                 hidden = activation(hidden)
@@ -163,11 +178,11 @@ class MLPTask:
         inputs = take("inputs", batch, self.widths[0])
         torch.index_select(self.data.inputs, 0, indices.flatten(), out=inputs.flatten(0, 1))
         labels = self.data.labels[indices][:, None]
-        if self.scale != 1:
-            parameters = [
-                torch.mul(p, self.scale, out=take(f"scaled {i}", *p.shape[1:]))
-                for i, p in enumerate(parameters)
-            ]
+        scales = self.multipliers
+        parameters = [
+            p if own == 1 else torch.mul(p, own, out=take(f"scaled {i}", *p.shape[1:]))
+            for i, (p, own) in enumerate(zip(parameters, scales, strict=True))
+        ]
         forward, aside = ACTIVATIONS[self.activation]
         layers = len(self.widths) - 1
         after, before = [inputs.mT], []
@@ -184,11 +199,14 @@ class MLPTask:
         torch.mean(logs.gather(1, labels)[:, 0], 1, out=losses).neg_()
         upper = torch.exp(logs, out=before[-1])
         upper.scatter_add_(1, labels, upper.new_full((), -1.0).expand(labels.shape))
-        upper.mul_(self.scale / batch)
+        upper.mul_(1 / batch)
         for i in reversed(range(layers)):
             whole = take(f"gradient {i}", *found[2 * i].shape[1:])  # batched products write whole tensors
             found[2 * i].copy_(torch.bmm(upper, after[i].mT, out=whole))
             torch.sum(upper, 2, out=found[2 * i + 1])
+            for gradient, own in zip(found[2 * i : 2 * i + 2], scales[2 * i : 2 * i + 2], strict=True):
+                if own != 1:
+                    gradient.mul_(own)
             if i:
                 lower = take(f"upper {i}", self.widths[i], batch)
                 torch.bmm(parameters[2 * i].mT, upper, out=lower)

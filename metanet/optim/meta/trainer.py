@@ -186,6 +186,7 @@ class MetaTrainer:
                         "activation": group.task.activation,
                         "batch_size": group.task.batch_size,
                         "scale": group.task.scale,
+                        "widening": group.task.widening,
                     },
                     "horizon": group.horizon,
                     "step": group.step,
@@ -220,6 +221,7 @@ class MetaTrainer:
                 described["activation"],
                 described["batch_size"],
                 described["scale"],
+                described.get("widening", 1.0),
             )
             group.horizon, group.step = int(saved["horizon"]), int(saved["step"])
             group.parameters, group.states = saved["parameters"], saved["states"]

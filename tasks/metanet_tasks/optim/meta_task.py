@@ -30,12 +30,16 @@ class MLPFamily:
         widths: bounds of the log-uniform hidden widths.
         layers: bounds of the number of hidden layers.
         scales: bounds of the log-uniform reparametrisation; (1, 1) for none.
+        widenings: bounds of how many times as wide networks are parametrised to be, log-uniform.
+
+    See `MLPTask` for the two reparametrisations.
     """
 
     data: Sequence[Classification]
     widths: tuple[int, int] = (16, 64)
     layers: tuple[int, int] = (1, 3)
     scales: tuple[float, float] = (1.0, 1.0)
+    widenings: tuple[float, float] = (1.0, 1.0)
 
     def __call__(self, generator: torch.Generator) -> MLPTask:
         """Draw a task."""
@@ -55,7 +59,9 @@ class MLPFamily:
         activation = ["relu", *ACTIVATIONS][choose(len(ACTIVATIONS) + 1)]
         classes = int(data.labels.max()) + 1
         widths = (data.inputs.shape[1], *hidden, classes)
-        return MLPTask(data, widths, activation, scale=spread(*self.scales))
+        scale = spread(*self.scales)
+        widening = spread(*self.widenings) if self.widenings != (1.0, 1.0) else 1.0
+        return MLPTask(data, widths, activation, scale=scale, widening=widening)
 
 
 class MetaTask(lightning.LightningModule):
@@ -223,6 +229,7 @@ def meta_train(
         "learning_rate": learning_rate,
         "hidden_layers": family.layers,
         "hidden_widths": family.widths,
+        "reparametrisations": {"scales": family.scales, "widenings": family.widenings},
         "selection_losses": [round(e["selection"], 4) for e in task.curve if "selection" in e],
         **(description or {}),
     }
