@@ -47,6 +47,24 @@ def test_gram_matrices_of_bfloat16_survive_tiny_singular_values(tall: bool) -> N
     assert torch.linalg.matrix_norm(found, 2) < 1.3
 
 
+@pytest.mark.usefixtures("fast_bfloat16")
+@pytest.mark.parametrize("seed", range(3))
+def test_gram_matrices_of_bfloat16_survive_rounding_in_blocks(seed: int) -> None:
+    """Rounding errors of small blocks of rows are as large as their entries: three steps would diverge."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.linalg.qr(torch.randn(48, 4, 4, generator=generator, dtype=torch.float64)).Q
+    left = torch.block_diag(*blocks)
+    right = torch.linalg.qr(torch.randn(768, 192, generator=generator, dtype=torch.float64)).Q
+    matrix = (left / torch.arange(1, 193) ** 2) @ right.T
+    found = orthogonalize(matrix.float()[None])[0]
+    assert torch.linalg.matrix_norm(found, 2) < 1.3
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 4, 0)])
+def test_nothing_is_orthogonal(shape: tuple[int, int, int]) -> None:
+    assert orthogonalize(torch.ones(shape)).shape == shape
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 20), (1, 16, 40), (1, 40, 16)])
 def test_blocks_are_the_whole_product(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = random(*shape, dtype=torch.float64)
