@@ -70,10 +70,10 @@ def _spaced(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 BASELINES: Mapping[str, Baseline] = {
-    "SGD-momentum": Baseline(_sgd, _spaced(0.0125, 0.4, 6)),
+    "SGD-momentum": Baseline(_sgd, _spaced(0.0125, 1.6, 8)),
     "AdamW": Baseline(_adamw, _spaced(0.001, 0.128, 8)),
-    "Muon + AdamW": Baseline(_muon, _spaced(0.003, 0.096, 6)),
-    "SOAP": Baseline(_soap, _spaced(0.001, 0.064, 7), package="pytorch_optimizer"),
+    "Muon + AdamW": Baseline(_muon, _spaced(0.003, 0.384, 8)),
+    "SOAP": Baseline(_soap, _spaced(0.001, 0.256, 9), package="pytorch_optimizer"),
     "schedule-free AdamW": Baseline(
         _schedule_free, _spaced(0.002, 0.128, 7), ("constant",), package="pytorch_optimizer"
     ),
