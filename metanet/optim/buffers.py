@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from math import prod
 
@@ -12,22 +13,26 @@ ALIGNED = 16
 """Tensors that lie side by side begin at multiples of this many numbers, for the sake of vector units."""
 
 
-class Buffers:
-    """Tensors by name, whose memory stays for the next call; what they hold is anything, zeros at first."""
+class Buffers(threading.local):
+    """Tensors by name, whose memory stays for the next call; what they hold is anything, zeros at first.
+
+    Every thread has memory of its own: optimizers that share a rule may step at the same time.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-        self._views: dict[tuple[str, tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
+        self._kept: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._views: dict[tuple[str, torch.dtype, torch.device, tuple[int, ...]], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return a tensor of a shape, of the type and on the device of another."""
-        key = (name, tuple(shape), like.dtype, like.device)
+        """Return a tensor of a shape, of the type and on the device of another; these have memory apart."""
+        memory = (name, like.dtype, like.device)
+        key = (*memory, tuple(shape))
         if key not in self._views:
-            count, kept = prod(shape), self._kept.get(name)
-            if kept is None or len(kept) < count or (kept.dtype, kept.device) != key[2:]:
-                self._views = {other: view for other, view in self._views.items() if other[0] != name}
-                self._kept[name] = kept = like.new_zeros(count)
-            self._views[key] = kept[:count].view(key[1])
+            count, kept = prod(shape), self._kept.get(memory)
+            if kept is None or len(kept) < count:
+                self._views = {other: view for other, view in self._views.items() if other[:3] != memory}
+                self._kept[memory] = kept = like.new_zeros(count)
+            self._views[key] = kept[:count].view(key[3])
         return self._views[key]
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
