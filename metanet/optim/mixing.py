@@ -63,28 +63,22 @@ class Passed:
 
 def exchange(metas: Metas, items: Sequence[Item], passed: Sequence[Passed], links: Links) -> None:
     """Add the messages between tensors that share units to the terms of their sides."""
-    messages = {
-        entry: {side: _whole(item, sent[some]) for side, sent in result.messages.items()}
-        for item, result in zip(items, passed, strict=True)
-        for entry, some in item.named.items()
-        if links.knows(entry)
-    }
-    pools = links.gather(messages)
-    for item, result in zip(items, passed, strict=True):
-        for side, term in result.terms.items():
-            backs = [links.scatter(entry, side, pools) if entry in messages else None for entry in item.named]
-            if not any(back is not None for back in backs):
-                continue
-            shape = (-1, term.shape[1])
-            empty = term.new_zeros(1, term.shape[1])
-            back = torch.cat([empty if back is None else back.reshape(shape) for back in backs])
-            receive = metas["receive"][:, SIDES.index(side), None].to(term.device)
-            result.terms[side] = term + back * receive
+    sent = [
+        (item, result, side) for item, result in zip(items, passed, strict=True) for side in result.messages
+    ]
+    if not sent:
+        return
+    messages = [_whole(item, result.messages[side]) for item, result, side in sent]
+    route = links.route(tuple((tuple(item.named), side) for item, _, side in sent), messages[0])
+    receive = metas["receive"].to(messages[0].device)
+    for (_, result, side), back in zip(sent, route.scatter(route.gather(messages)), strict=True):
+        term, at = result.terms[side], SIDES.index(side)
+        result.terms[side] = torch.addcmul(term, back.reshape(-1, term.shape[1]), receive[:, at, None])
 
 
 def _whole(item: Item, message: Tensor) -> Tensor:
-    """Return the message of a side: the slices of a stacked tensor send one together."""
-    return message.reshape(1, -1) if item.stacked else message
+    """Return the message of a side: those of one network send one together, particles each."""
+    return message.reshape(1, -1) if item.stacked or item.entries else message
 
 
 class UnitMeans:
