@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 Function = Callable[..., Any]
 ROOTS: tuple[Function, ...] = (torch.sqrt, Tensor.sqrt)
@@ -30,14 +31,20 @@ CUTS: dict[Function, str] = {
     Tensor.item: "item",
     Tensor.tolist: "tolist",
     Tensor.__float__: "__float__",
+    Tensor.__complex__: "__complex__",
     Tensor.numpy: "numpy",
     Tensor.detach: "detach",
+    torch.detach: "detach",
     Tensor.detach_: "detach_",
+    torch.detach_: "detach_",
     Tensor.data.__get__: "data",  # type: ignore[attr-defined]
+    Tensor.data.__set__: "data",  # type: ignore[attr-defined]
     Tensor.as_strided: "as_strided",
     torch.as_strided: "as_strided",
 }
 """What gives the values of a tensor and loses all or a part of their derivatives."""
+COPIES: tuple[Function, ...] = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+"""What does so with tensors in lists, too."""
 
 
 class Recording(TorchFunctionMode):
@@ -83,11 +90,10 @@ class Recording(TorchFunctionMode):
         named = dict(kwargs or {})
         if not torch.is_grad_enabled():
             raise ValueError(f"{self.name} cannot be differentiated: it turns gradients off; leave them on")
-        if func in CUTS and args[0].requires_grad:
-            raise ValueError(
-                f"{self.name} cannot be differentiated: it takes {CUTS[func]} of a tensor of shape "
-                f"{tuple(args[0].shape)} that depends on what is differentiated; keep it a tensor"
-            )
+        if func in CUTS:
+            self._refuse(CUTS[func], [*args, *named.values()])
+        elif func in COPIES and not (func is torch.as_tensor and isinstance(args[0], Tensor)):
+            self._refuse(func.__name__, tree_leaves([args[func is Tensor.new_tensor :], named]))
         if func in UNBIND:
             return _unbound(*args, **named)
         if func.__name__.endswith("_") and isinstance(args[0], Tensor):
@@ -97,6 +103,15 @@ class Recording(TorchFunctionMode):
             out = args[0]
         found = _root(args[0]) if func in ROOTS or func is Tensor.sqrt_ else func(*args, **named)
         return found if out is None else out.copy_(found)
+
+    def _refuse(self, what: str, given: Sequence[object]) -> None:
+        """Raise if one of some arguments is differentiated."""
+        for tensor in given:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                raise ValueError(
+                    f"{self.name} cannot be differentiated: it takes {what} of a tensor of shape "
+                    f"{tuple(tensor.shape)} that depends on what is differentiated; keep it a tensor"
+                )
 
 
 def _root(squares: Tensor) -> Tensor:

@@ -44,8 +44,26 @@ def test_the_root_of_zero_has_derivative_zero() -> None:
     torch.testing.assert_close(found, torch.tensor([0.0, 0.25, 0.0, 0.0]))
 
 
+def overwrite(value: Tensor) -> None:
+    """Give a tensor the data of another one."""
+    torch.zeros(()).data = value
+
+
 @pytest.mark.parametrize(
-    "cut", [Tensor.item, Tensor.tolist, Tensor.detach, float, lambda tensor: tensor.data]
+    "cut",
+    [
+        Tensor.item,
+        Tensor.tolist,
+        Tensor.detach,
+        torch.detach,
+        float,
+        complex,
+        lambda tensor: tensor.data,
+        overwrite,
+        lambda tensor: torch.tensor([tensor, tensor]),
+        lambda tensor: torch.as_tensor([[tensor], [1.0]]),
+        lambda tensor: tensor.new_tensor([tensor]),
+    ],
 )
 def test_what_loses_a_derivative_is_refused(cut: object) -> None:
     constant, differentiated = torch.ones(()), torch.ones((), requires_grad=True)
@@ -54,6 +72,15 @@ def test_what_loses_a_derivative_is_refused(cut: object) -> None:
         cut(constant)
         with pytest.raises(ValueError, match=r"the code cannot be differentiated: it takes \w+ of a tensor"):
             cut(differentiated)
+
+
+def test_what_is_new_beside_a_tensor_is_no_loss() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with Recording("the code"):
+        assert torch.as_tensor(x) is x
+        (x * x.new_tensor([2.0, 3.0])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2, 3]
 
 
 def test_gradients_stay_on() -> None:
