@@ -8,7 +8,7 @@ have weights of their own; that is all that is told apart, so one set of weights
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metanet.axis import Axis, Perm, bound_to
-from metanet.blocks import Block, entry_blocks, join, split
+from metanet.blocks import Block, entry_blocks, split
 from metanet.optim.routes import Meetings, Route, route
 from metanet.spec import WeightSpec
 
@@ -73,60 +73,6 @@ class Links:
         """Return the groups over which some sides of a tensor exchange messages."""
         found = {key[-1]: None for side in sides for _, units in self._plan(entry, side) for key, _ in units}
         return tuple(found)
-
-    def gather(self, messages: Mapping[str, Mapping[Side, Tensor]]) -> dict[tuple[str, ...], Tensor]:
-        """Return the mean message to the units of every group.
-
-        Args:
-            messages: entry -> side -> ``[K, length of the side]``.
-
-        Returns:
-            The group behind its ancestors -> ``[K, *sizes]``.
-        """
-        sums: dict[tuple[str, ...], Tensor] = {}
-        counts: dict[tuple[str, ...], int] = {}
-        for entry, by_side in messages.items():
-            for side, message in by_side.items():
-                parts = split(
-                    message.unflatten(1, self._shape(entry, side)), self._axes(entry, side), self._sizes
-                )
-                for (block, units), part in zip(self._plan(entry, side), parts, strict=True):
-                    for key, dims in units:
-                        others = [d + 1 for d in range(len(block.atoms)) if d not in dims]
-                        mean = part.mean(others) if others else part
-                        order = sorted(dims)
-                        mean = mean.permute(0, *(order.index(d) + 1 for d in dims))
-                        sums[key] = mean if key not in sums else sums[key] + mean
-                        counts[key] = counts.get(key, 0) + 1
-        return {key: total / counts[key] for key, total in sums.items()}
-
-    def scatter(self, entry: str, side: Side, pools: Mapping[tuple[str, ...], Tensor]) -> Tensor | None:
-        """Return what the units send back to one side of a tensor.
-
-        Args:
-            entry: the tensor.
-            side: of it.
-            pools: what `gather` returned.
-
-        Returns:
-            ``[K, length of the side]``, or None where no unit is met.
-        """
-        plan = self._plan(entry, side)
-        if not any(key in pools for _, units in plan for key, _ in units):
-            return None
-        like = next(iter(pools.values()))
-        parts = []
-        for block, units in plan:
-            total = like.new_zeros((like.shape[0], *block.shape(self._sizes)))
-            for key, dims in units:
-                if key not in pools:
-                    continue
-                order = sorted(range(len(dims)), key=lambda i: dims[i])
-                pool = pools[key].permute(0, *(i + 1 for i in order))
-                shape = [len(pool), *(n if d in dims else 1 for d, n in enumerate(total.shape[1:]))]
-                total += pool.reshape(shape)
-            parts.append(total)
-        return join(parts, self._axes(entry, side), self._sizes, leading=1).flatten(1)
 
     def route(self, sides: Sides, like: Tensor) -> Route:
         """Return the way of messages between some sides, all that take part, and the units they meet.

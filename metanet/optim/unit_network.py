@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import sqrt
@@ -60,6 +60,21 @@ class Edges:
     def sides(self) -> tuple[Side, ...]:
         """Sides on which units are met."""
         return sides_of(self.values.ndim - 1)
+
+    @property
+    def together(self) -> bool:
+        """Whether the K tensors are of one network, not one of each of K networks."""
+        return self.stacked or len(self.named) > 1
+
+    def joined(self, means: Tensor) -> Tensor:
+        """Return ``[K, hidden, length]`` as ``[networks hidden, positions]``."""
+        return means.transpose(0, 1).flatten(1) if self.together else means.flatten(0, 1)
+
+    def parted(self, joined: Tensor, shape: torch.Size) -> Tensor:
+        """Undo `joined`."""
+        if self.together:
+            return joined.reshape(shape[1], shape[0], shape[2]).transpose(0, 1)
+        return joined.reshape(shape)
 
     def blocks(self, hidden: int) -> list[list[Part]]:
         """Return chunks of whole rows, those of the same tensors together."""
@@ -182,52 +197,28 @@ class UnitNetwork:
         self, metas: Metas, at: int, edges: Sequence[Edges], means: Sequence[Means], links: Links
     ) -> list[Means]:
         """Return what the units that tensors share send back, per side; nothing where there are none."""
-        sent: dict[str, dict[Side, Tensor]] = {}
-        for edge, mean in zip(edges, means, strict=True):
-            known = {entry: some for entry, some in edge.named.items() if links.knows(entry)}
-            for side, values in mean.items() if known else ():
-                messages = self._linear(metas, f"send_{side}_{at}", values)
-                for entry, some in known.items():
-                    message = messages[some]
-                    if edge.stacked:
-                        message = message.transpose(0, 1).flatten(1)
-                    sent.setdefault(entry, {})[side] = message.reshape(-1, message.shape[-1])
-        pools = {key: self._unit(metas, at, pool) for key, pool in links.gather(sent).items()}
-        found: list[Means] = []
-        for edge, mean in zip(edges, means, strict=True):
-            met = {side: self._met(edge, side, values, sent, pools, links) for side, values in mean.items()}
-            found.append({side: back for side, back in met.items() if back is not None})
+        found: list[Means] = [{} for _ in edges]
+        sent = [
+            (edge, side, values, met)
+            for edge, mean, met in zip(edges, means, found, strict=True)
+            for side, values in mean.items()
+            if any(links.knows(entry) for entry in edge.named)
+        ]
+        if not sent:
+            return found
+        messages = [
+            edge.joined(self._linear(metas, f"send_{side}_{at}", values)) for edge, side, values, _ in sent
+        ]
+        route = links.route(tuple((tuple(edge.named), side) for edge, side, *_ in sent), messages[0])
+        pool = self._unit(metas, at, route.gather(messages))
+        for (edge, side, values, met), back in zip(sent, route.scatter(pool), strict=True):
+            met[side] = edge.parted(back, values.shape)
         return found
 
-    def _met(
-        self,
-        edge: Edges,
-        side: Side,
-        like: Tensor,
-        sent: Collection[str],
-        pools: Mapping[tuple[str, ...], Tensor],
-        links: Links,
-    ) -> Tensor | None:
-        """Return the units ``[K, hidden, length]`` that one side meets, zeros where it meets none."""
-        met: Tensor | None = None
-        for entry, some in edge.named.items():
-            back = links.scatter(entry, side, pools) if entry in sent else None
-            if back is None:
-                continue
-            if edge.stacked:
-                back = back.unflatten(1, (len(like), -1)).transpose(0, 1)
-            whole = back.reshape(-1, *like.shape[1:])
-            if len(whole) == len(like):
-                return whole
-            met = torch.zeros_like(like) if met is None else met
-            met[some] = whole
-        return met
-
     def _unit(self, metas: Metas, at: int, pool: Tensor) -> Tensor:
-        """Return the state ``[P hidden, *sizes]`` of the units of a group from the mean of what they got."""
-        bias = metas[f"unit_{at}"].to(pool)
-        channels = pool.unflatten(0, (-1, self.hidden))
-        return torch.tanh(channels + bias.reshape(*bias.shape, *(1,) * (pool.ndim - 1))).flatten(0, 1)
+        """Return the state ``[units, P hidden]`` of the units from the mean of what they got."""
+        channels = pool.unflatten(1, (-1, self.hidden))
+        return torch.tanh(channels + metas[f"unit_{at}"].to(pool)).flatten(1)
 
     def _received(self, metas: Metas, at: int, own: Means, met: Means) -> Means:
         found: Means = {}
