@@ -35,8 +35,8 @@ class Bags:
     """Weighted sums over some rows of a matrix.
 
     Args:
-        rows: ``[m]``, those of one bag behind those of another.
-        starts: ``[bags]``, of the bags in ``rows``.
+        rows: ``[m]``, int32, those of one bag behind those of another.
+        starts: ``[bags]``, int32, of the bags in ``rows``.
         weights: ``[m]``; None for ones.
     """
 
@@ -95,10 +95,14 @@ def route(lengths: Sequence[int], units: int, meetings: Sequence[Meetings], like
     weight = torch.cat([none.double(), *(met.weight for met in meetings)])
     mean = weight / weight.new_zeros(units).index_add_(0, unit, weight)[unit]
     to, back = unit.argsort(stable=True), position.argsort(stable=True)
+
+    def indices(values: Tensor) -> Tensor:
+        return values.to(like.device, torch.int32)
+
     return Route(
         tuple(lengths),
-        Bags(position[to].to(like.device), _starts(unit, units).to(like.device), mean[to].to(like)),
-        Bags(unit[back].to(like.device), _starts(position, sum(lengths)).to(like.device)),
+        Bags(indices(position[to]), indices(_starts(unit, units)), mean[to].to(like)),
+        Bags(indices(unit[back]), indices(_starts(position, sum(lengths)))),
     )
 
 
