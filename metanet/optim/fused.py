@@ -3,7 +3,7 @@
 The functions are plain PyTorch. Called as they are, they are a slow way to the same numbers; `compiled` hands
 them to ``torch.compile``, which makes a C++ loop (or a Triton kernel, where the tensors are on a GPU) that
 reads every parameter once and holds its features and units in registers. That takes tens of seconds once per
-process, less where the compiler's own cache has it.
+process for single tensors and minutes for stacks of small ones, less where the compiler's own cache has them.
 
 Shapes: k tensors of r rows and c columns; h units.
 

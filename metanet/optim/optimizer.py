@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from metanet.optim.bucket import Bucket, BucketMover, bucket_key, check_parameter, gradient_of
@@ -45,8 +46,9 @@ class LearnedOptimizer(Optimizer):
             treated one by one (terms across tensors are off).
         lr: multiplier of the step size.
         weight_decay: decoupled, times the step size, as in AdamW.
-        compile: the rule's loops over parameters are compiled (``torch.compile``): the same steps, faster
-            after some ten seconds at the first one. For rules that have such loops (celo2).
+        compile: the rule's loops over parameters are compiled (``torch.compile``): the same steps up to
+            rounding, faster after the compiler's half minute or more at the first one. For rules that have
+            such loops (celo2).
 
     Raises:
         ValueError: no steps, a negative rate or decay, an unknown role, no parameters, no spec for a rule
@@ -205,6 +207,7 @@ class LearnedOptimizer(Optimizer):
         said = group.get("stacked")
         return name in self._nested if said is None else bool(said)
 
+    @_disable_dynamo  # a compiled training step breaks here once instead of tracing every bucket
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Take one step.

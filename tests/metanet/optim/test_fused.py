@@ -90,3 +90,31 @@ def test_no_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_compiled", missing)
     with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler.*leave compile out"):
         moved(Celo2Rule().compiling(), torch.float32)
+
+
+def test_a_compiled_training_step_leaves_the_optimizer_as_it_is() -> None:
+    """Tracing it would break and compile anew at every bucket."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    ends = []
+    for compile in (False, True):
+        model = mlp()
+        optimizer = LearnedOptimizer.from_pretrained(weights("celo2"), model, total_steps=5, lr=10.0)
+        gradients = [torch.ones_like(parameter) for parameter in model.parameters()]
+
+        def step(model: torch.nn.Module, optimizer: LearnedOptimizer, gradients: list[Tensor]) -> None:
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient * 2
+            optimizer.step()
+
+        run = torch.compile(step, backend=backend) if compile else step
+        for _ in range(3):
+            run(model, optimizer, gradients)
+        ends.append([parameter.detach() for parameter in model.parameters()])
+    assert len(graphs) <= 2
+    for mine, theirs in zip(*ends, strict=True):
+        assert torch.equal(mine, theirs)
