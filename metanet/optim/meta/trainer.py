@@ -199,18 +199,22 @@ class MetaTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        if len(state["groups"]) != len(self.groups):
-            raise ValueError(
-                f"the saved run has {len(state['groups'])} groups, the settings say {len(self.groups)}: "
-                "continue with the settings it was begun with"
-            )
-        estimator = state.get("estimator", self.settings.estimator)
-        if estimator != self.settings.estimator:
-            raise ValueError(
-                f"the saved run estimates by {estimator!r}, the settings say {self.settings.estimator!r}: "
-                "continue with the settings it was begun with"
-            )
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: it was taken from a run of other groups, pairs or another estimator.
+        """
+        said = {
+            "groups": (len(state["groups"]), len(self.groups)),
+            "pairs": (len(state["groups"][0]["parameters"][0]) // 2, self.settings.pairs),
+            "estimator": (state.get("estimator", self.settings.estimator), self.settings.estimator),
+        }
+        for name, (there, here) in said.items():
+            if there != here:
+                raise ValueError(
+                    f"the saved run has {name} = {there}, the settings say {here}: continue with the settings "
+                    "it was begun with"
+                )
         self.generator.set_state(state["generator"])
         self.inner_steps = int(state["inner_steps"])
         for group, saved in zip(self.groups, state["groups"], strict=True):

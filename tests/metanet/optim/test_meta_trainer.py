@@ -66,13 +66,14 @@ def test_a_run_continues_bit_for_bit(name: str, estimator: Estimator) -> None:
         assert same == figures
     assert bool(expected.isfinite().all())
     assert bool((expected != 0).any())
-    with pytest.raises(ValueError, match="the saved run has 2 groups, the settings say 1"):
-        MetaTrainer(rule, task, replace(settings, groups=1)).load_state_dict(straight.state_dict())
     other: Estimator = "es" if estimator == "pes" else "pes"
-    with pytest.raises(
-        ValueError, match=f"the saved run estimates by '{estimator}', the settings say '{other}'"
+    for changed, message in (
+        (replace(settings, groups=1), "groups = 2, the settings say 1"),
+        (replace(settings, pairs=3), "pairs = 2, the settings say 3"),
+        (replace(settings, estimator=other), f"estimator = {estimator}, the settings say {other}"),
     ):
-        MetaTrainer(rule, task, replace(settings, estimator=other)).load_state_dict(straight.state_dict())
+        with pytest.raises(ValueError, match=f"the saved run has {message}"):
+            MetaTrainer(rule, task, changed).load_state_dict(straight.state_dict())
 
 
 def test_full_strategies_take_whole_trainings() -> None:
