@@ -23,15 +23,15 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.nn import functional
 
-from metanet.optim.factored import DECAYS, RATE, SECOND_DECAY, TINY, FactoredRule
 from metanet.optim.meta.group import Group, apply
 from metanet.optim.meta.tasks import Classification, MLPTask
-from metanet.optim.network import FEATURES, FLOORS, PerParameterRule
-from metanet.optim.newton_schulz import COEFFICIENTS, STEPS
-from metanet.optim.pointwise import TIMES
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import ROLES, UpdateRule
-from metanet.optim.structured import BETAS, EPS, SECOND_BETA
+from metanet.optim.rules.factored import DECAYS, RATE, SECOND_DECAY, TINY, FactoredRule
+from metanet.optim.rules.network import FEATURES, FLOORS, PerParameterRule
+from metanet.optim.rules.newton_schulz import COEFFICIENTS, STEPS
+from metanet.optim.rules.pointwise import TIMES
+from metanet.optim.rules.structured import BETAS, EPS, SECOND_BETA
 
 RESULTS = Path(__file__).parent / "results" / "benchmark_meta_training.md"
 HORIZON = 1000

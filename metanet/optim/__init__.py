@@ -5,7 +5,7 @@ from metanet.optim.nowcaster import Nowcaster
 from metanet.optim.optimizer import LearnedOptimizer
 from metanet.optim.pretrained import MetaWeights, load_meta_weights
 from metanet.optim.rule import UpdateRule
-from metanet.optim.structured import StructuredRule
+from metanet.optim.rules.structured import StructuredRule
 
 __all__ = [
     "Forecaster",

@@ -6,8 +6,9 @@ From the last c states θ_1 … θ_c of a tensor, taken at equal distances, the 
     θ̂ = θ_c + s (Σ_i a_i(k, τ) d_i + f)
 
 The linear form has f = 0: coefficients a, polynomials in k and the progress τ for each role of tensor,
-average noise away and follow the drift. The graph form adds the network of `metanet.optim.unit_network`,
-which passes messages over the units of the spec; both commute with its permutations.
+average noise away and follow the drift. The graph form adds the network of
+`metanet.optim.rules.unit_network`, which passes messages over the units of the spec; both commute with its
+permutations.
 
 References:
     Knyazev et al. 2025, Accelerating training with neuron interaction and nowcasting networks (NiNo),
@@ -26,11 +27,11 @@ import torch
 from torch import Tensor
 
 from metanet.optim.chunks import Part
-from metanet.optim.links import Links
 from metanet.optim.metas_file import read_metas, save_metas
-from metanet.optim.mixing import rms
 from metanet.optim.rule import ROLES, Meta
-from metanet.optim.unit_network import Edges, UnitNetwork
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.mixing import rms
+from metanet.optim.rules.unit_network import Edges, UnitNetwork
 
 STATES = 5
 """c: states that a forecast is made from."""

@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 
 from metanet.optim.bucket import check_parameter, matrix_shape
 from metanet.optim.forecaster import STATES, Forecaster, History
-from metanet.optim.links import Links
 from metanet.optim.optimizer import derived_spec, unwrapped
 from metanet.optim.roles import is_matrix, roles_of, stacked_of
+from metanet.optim.rules.links import Links
 from metanet.spec import WeightSpec
 
 STATES_KEY, STEP_KEY = "nowcast_states", "nowcast_step"

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 
 from metanet.optim.bucket import Bucket, BucketMover, bucket_key, check_parameter, gradient_of
 from metanet.optim.buffers import Buffers
-from metanet.optim.links import Links, sides_of
 from metanet.optim.pretrained import MetaWeights, load_meta_weights
 from metanet.optim.roles import is_matrix, roles_of, stacked_entries, stacked_of
 from metanet.optim.rule import ROLES, Item
+from metanet.optim.rules.links import Links, sides_of
 from metanet.spec import WeightSpec
 
 Pending: TypeAlias = tuple[Bucket, list[Tensor], Item]

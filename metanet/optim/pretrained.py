@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metanet.optim.celo2 import Celo2Rule
-from metanet.optim.graph_rule import GraphRule
 from metanet.optim.metas_file import read_metas, save_metas
-from metanet.optim.network import MixingRule, PerParameterRule
-from metanet.optim.nominal import DeepSetsRule, UNFRule
 from metanet.optim.rule import UpdateRule
-from metanet.optim.small_fc import SmallFCRule
-from metanet.optim.structured import StructuredRule
+from metanet.optim.rules.celo2 import Celo2Rule
+from metanet.optim.rules.graph_rule import GraphRule
+from metanet.optim.rules.network import MixingRule, PerParameterRule
+from metanet.optim.rules.nominal import DeepSetsRule, UNFRule
+from metanet.optim.rules.small_fc import SmallFCRule
+from metanet.optim.rules.structured import StructuredRule
 
 RULES: dict[str, type[UpdateRule]] = {
     rule.name: rule

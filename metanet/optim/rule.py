@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metanet.optim.chunks import Part
-from metanet.optim.links import Links
+from metanet.optim.rules.links import Links
 
 ROLES = ("hidden", "output", "embedding", "vector")
 """How a tensor is treated: a matrix between units, the last matrix, an embedding, or one dimension."""
@@ -119,7 +119,7 @@ class UpdateRule(ABC):
     needs_spec: bool = False
     """Whether it is nothing without one."""
     compilable: bool = False
-    """Whether it has loops for ``torch.compile`` (`metanet.optim.fused`)."""
+    """Whether it has loops for ``torch.compile`` (`metanet.optim.rules.fused`)."""
     compiled: bool = False
     """Whether it uses them; the results are the same."""
 

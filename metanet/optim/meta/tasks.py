@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from metanet.optim.buffers import Buffers, laid, padded
-from metanet.optim.links import Links
+from metanet.optim.rules.links import Links
 from metanet.spec import WeightSpec
 
 _aten = torch.ops.aten

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from metanet.optim.links import Links
 from metanet.optim.meta.backprop import Moment, backpropagate
 from metanet.optim.meta.group import Group, apply
 from metanet.optim.meta.tasks import Classification, MLPTask
 from metanet.optim.meta.trainer import MetaSettings, MetaTrainer
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import Item, Metas, UpdateRule
-from metanet.optim.structured import StructuredRule
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.structured import StructuredRule
 
 
 def task(dtype: torch.dtype = torch.float64) -> MLPTask:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from metanet import GroupElement, spec_of
 from metanet.optim import LearnedOptimizer
 from metanet.optim.forecaster import FORMS, STATES, Forecaster, History
-from metanet.optim.links import Links
 from metanet.optim.nowcaster import Nowcaster
+from metanet.optim.rules.links import Links
 from tests.metanet.optim.contract import forecaster
 from tests.metanet.optim.networks import cnn, mlp, mlp_spec, train, weights
 from tests.metanet.optim.test_stacked import SPEC as MIXTURE

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from metanet import spec_of
-from metanet.optim import LearnedOptimizer, MetaWeights, newton_schulz, structured
+from metanet.optim import LearnedOptimizer, MetaWeights
 from metanet.optim.buffers import Buffers, laid, padded, together
 from metanet.optim.meta.group import Group, apply
 from metanet.optim.meta.tasks import Classification, MLPTask
-from metanet.optim.newton_schulz import COEFFICIENTS, STEPS, orthogonalize
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import UpdateRule
+from metanet.optim.rules import newton_schulz, structured
+from metanet.optim.rules.newton_schulz import COEFFICIENTS, STEPS, orthogonalize
 from metanet.testing import peak_allocation
 from tests.metanet.optim.networks import mlp, train, weights
 

@@ -33,8 +33,6 @@ from torch import Tensor
 
 from metanet.optim.buffers import Buffers, laid, together
 from metanet.optim.chunks import CHUNK, Part, chunks
-from metanet.optim.links import Links
-from metanet.optim.newton_schulz import KEPT, orthogonalize
 from metanet.optim.rule import (
     ROLES,
     Factor,
@@ -47,6 +45,8 @@ from metanet.optim.rule import (
     factor,
     part_of,
 )
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.newton_schulz import KEPT, orthogonalize
 
 BETAS = (0.8, 0.95, 0.99)
 SECOND_BETA = 0.99

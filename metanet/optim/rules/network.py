@@ -5,7 +5,7 @@ divided by its root mean square over the tensor. A hidden layer h = clip(W₁ x 
 by a linear layer that commutes with permutations of rows and columns and with those of the spec:
 
     f = w·h + mean over columns of (w_row·h) + mean over rows of (w_col·h) + mean over the tensor of (w_all·h)
-        + messages between tensors that share units (`metanet.optim.links`)
+        + messages between tensors that share units (`metanet.optim.rules.links`)
     direction = D + rms(D) f
 
 The per-parameter rule keeps w·h alone and a wider hidden layer. All last weights start at zero, so training
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from metanet.optim.chunks import CHUNK, Part, chunks
-from metanet.optim.links import Links
-from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
-from metanet.optim.newton_schulz import KEPT
 from metanet.optim.rule import Item, Meta, Metas, Mover
-from metanet.optim.structured import METAS, SPAN, Base, StructuredRule, is_turned
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
+from metanet.optim.rules.newton_schulz import KEPT
+from metanet.optim.rules.structured import METAS, SPAN, Base, StructuredRule, is_turned
 
 FEATURES = 7
 TIMES = 2

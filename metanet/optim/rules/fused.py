@@ -80,7 +80,7 @@ def constants(values: Tensor) -> list[Tensor]:
 def factored_features(
     sources: Sequence[Tensor], row_factors: Tensor, column_factors: Tensor, short: bool
 ) -> list[Tensor]:
-    """Return the features of `metanet.optim.factored` that differ from parameter to parameter.
+    """Return the features of `metanet.optim.rules.factored` that differ from parameter to parameter.
 
     Args:
         sources: gradient, value, three momenta, second moment: ``[k, r, c]`` each.

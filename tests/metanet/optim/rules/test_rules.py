@@ -11,10 +11,10 @@ from torch import nn
 
 from metanet import GroupElement, spec_of
 from metanet.optim import LearnedOptimizer, MetaWeights, StructuredRule
-from metanet.optim.graph_rule import GraphRule
-from metanet.optim.network import MixingRule, PerParameterRule
-from metanet.optim.newton_schulz import orthogonalize
 from metanet.optim.pretrained import RULES
+from metanet.optim.rules.graph_rule import GraphRule
+from metanet.optim.rules.network import MixingRule, PerParameterRule
+from metanet.optim.rules.newton_schulz import orthogonalize
 from tests.metanet.optim.networks import cnn, mlp, mlp_spec, train, weights
 
 

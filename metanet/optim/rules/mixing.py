@@ -16,8 +16,8 @@ from torch import Tensor
 
 from metanet.optim.buffers import Buffers
 from metanet.optim.chunks import CHUNK, Part
-from metanet.optim.links import SIDES, Links, Side
 from metanet.optim.rule import Item, Meta, Metas
+from metanet.optim.rules.links import SIDES, Links, Side
 
 
 def mixing_metas(hidden: int, scale: float) -> dict[str, Meta]:

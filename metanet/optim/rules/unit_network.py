@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from metanet.optim.chunks import CHUNK, Part, chunks
-from metanet.optim.links import SIDES, Links, Side, sides_of
-from metanet.optim.mixing import of_some
 from metanet.optim.rule import ROLES, Meta, Metas
+from metanet.optim.rules.links import SIDES, Links, Side, sides_of
+from metanet.optim.rules.mixing import of_some
 
 Means = dict[Side, Tensor]
 """Per side ``[K, hidden, length]``."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from metanet import WeightSpec
-from metanet.optim import unit_network
-from metanet.optim.links import Links
 from metanet.optim.rule import ROLES
-from metanet.optim.unit_network import Edges, UnitNetwork
+from metanet.optim.rules import unit_network
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.unit_network import Edges, UnitNetwork
 
 SPEC = WeightSpec.parse(
     """groups h: 4  k: 3

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from metanet import WeightSpec, spec_of
 from metanet.axis import Perm, bound_to
 from metanet.blocks import entry_blocks, split
-from metanet.optim.links import ROUTES, SIDES, Links, Side, sides_of
-from metanet.optim.mixing import Passed, exchange
 from metanet.optim.rule import Item
+from metanet.optim.rules.links import ROUTES, SIDES, Links, Side, sides_of
+from metanet.optim.rules.mixing import Passed, exchange
 from tests.metanet.optim.networks import Tied, cnn, mlp_spec
 from tests.metanet.optim.test_stacked import SPEC as EXPERTS
 

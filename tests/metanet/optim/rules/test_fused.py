@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metanet.optim import LearnedOptimizer, MetaWeights, fused
-from metanet.optim.celo2 import Celo2Rule
+from metanet.optim import LearnedOptimizer, MetaWeights
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import Item, UpdateRule
+from metanet.optim.rules import fused
+from metanet.optim.rules.celo2 import Celo2Rule
 from tests.metanet.optim.networks import mlp, train, weights
 
 SHAPES = (("hidden", (3, 40, 24)), ("output", (3, 10, 40)), ("vector", (3, 40)), ("embedding", (3, 9, 8)))
@@ -38,7 +39,7 @@ def moved(rule: UpdateRule, dtype: torch.dtype) -> list[Tensor]:
 def test_loops_do_what_the_batched_products_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uncompiled, in float64, in more than one part."""
     monkeypatch.setattr(fused, "_compiled", lambda function: function)
-    monkeypatch.setattr("metanet.optim.factored.CHUNK", 64)
+    monkeypatch.setattr("metanet.optim.rules.factored.CHUNK", 64)
     for mine, theirs in zip(
         moved(Celo2Rule().compiling(), torch.float64), moved(Celo2Rule(), torch.float64), strict=True
     ):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from metanet.optim import LearnedOptimizer, MetaWeights
-from metanet.optim.factored import DECAYS, FLOOR, Edges, accumulate, factored_state, features
 from metanet.optim.pretrained import RULES
 from metanet.optim.rule import Item
+from metanet.optim.rules.factored import DECAYS, FLOOR, Edges, accumulate, factored_state, features
 from tests.metanet.optim.networks import mlp, train, weights
 
 

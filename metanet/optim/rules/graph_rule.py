@@ -2,7 +2,7 @@ r"""The structured rule and a network that passes messages on the parameter grap
 
 Every weight is an edge between units of the spec and carries its gradient, momenta, Adam's direction, the
 structured direction D and its own value, each divided by its root mean square over the tensor. The network of
-`metanet.optim.unit_network` gives every edge an output f, and
+`metanet.optim.rules.unit_network` gives every edge an output f, and
 
     direction = D + rms(D) f
 
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from metanet.optim.chunks import Part
-from metanet.optim.links import Links
-from metanet.optim.mixing import rms
-from metanet.optim.network import FEATURES, FLOORS
 from metanet.optim.rule import Item, Meta, Metas, UpdateRule
-from metanet.optim.structured import METAS, StructuredRule
-from metanet.optim.unit_network import Edges, UnitNetwork
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.mixing import rms
+from metanet.optim.rules.network import FEATURES, FLOORS
+from metanet.optim.rules.structured import METAS, StructuredRule
+from metanet.optim.rules.unit_network import Edges, UnitNetwork
 
 NETWORK = UnitNetwork(FEATURES, context=2)
 DIRECTION = 5

@@ -7,8 +7,8 @@ The last layer is pointwise too (Deep Sets) or equivariant (UNF), and
     p <- p - α (m + β f),  m the momentum with decay 0.9
 
 The original UNF has weights for every pair of tensors of one architecture; here they are shared by the way in
-which tensors meet units (`metanet.optim.links`), so that one set of weights serves every architecture, and
-the decay of m is fixed. α and β are learned.
+which tensors meet units (`metanet.optim.rules.links`), so that one set of weights serves every architecture,
+and the decay of m is fixed. α and β are learned.
 
 References:
     Zhou, Finn and Harrison 2024, Universal neural functionals, https://arxiv.org/abs/2402.05232. Zaheer et
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from metanet.optim.chunks import chunks
-from metanet.optim.links import Links
-from metanet.optim.mixing import Passed, UnitMeans, exchange, mixing_metas, whole_rows
-from metanet.optim.pointwise import TIMES, hidden_units, layers, linear, on_device, sizes, times
 from metanet.optim.rule import Item, Meta, Metas, UpdateRule
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.mixing import Passed, UnitMeans, exchange, mixing_metas, whole_rows
+from metanet.optim.rules.pointwise import TIMES, hidden_units, layers, linear, on_device, sizes, times
 
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 NOMINAL = 2

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from metanet.optim.buffers import Buffers
 from metanet.optim.chunks import CHUNK, FUSED, Part, chunks
-from metanet.optim.fused import compiled, factored_network, factored_squares
-from metanet.optim.links import Links
-from metanet.optim.mixing import of_some
-from metanet.optim.pointwise import on_device
 from metanet.optim.rule import Item, Metas, UpdateRule
+from metanet.optim.rules.fused import compiled, factored_network, factored_squares
+from metanet.optim.rules.links import Links
+from metanet.optim.rules.mixing import of_some
+from metanet.optim.rules.pointwise import on_device
 
 RATE = 1e-3
 DECAYS = (0.9, 0.99, 0.999)

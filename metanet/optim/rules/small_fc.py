@@ -19,9 +19,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metanet.optim.factored import FactoredRule, accumulate
-from metanet.optim.pointwise import TIMES, layers, times
 from metanet.optim.rule import Item, Meta, Metas
+from metanet.optim.rules.factored import FactoredRule, accumulate
+from metanet.optim.rules.pointwise import TIMES, layers, times
 
 FEATURES = 28
 

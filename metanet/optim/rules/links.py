@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metanet.axis import Axis, Perm, bound_to
 from metanet.blocks import Block, entry_blocks, split
-from metanet.optim.routes import Meetings, Route, route
+from metanet.optim.rules.routes import Meetings, Route, route
 from metanet.spec import WeightSpec
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metanet.optim.factored import DECAYS, SECOND_DECAY, FactoredRule, accumulate
-from metanet.optim.pointwise import layers
 from metanet.optim.rule import Item, Meta, Metas
+from metanet.optim.rules.factored import DECAYS, SECOND_DECAY, FactoredRule, accumulate
+from metanet.optim.rules.pointwise import layers
 
 FEATURES = 30
 

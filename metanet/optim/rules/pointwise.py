@@ -9,8 +9,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from metanet.optim.mixing import whole_rows
 from metanet.optim.rule import Item, Meta, Metas
+from metanet.optim.rules.mixing import whole_rows
 
 TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 """Time scales τ of the features tanh(t/τ - 1)."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metanet.optim import newton_schulz
 from metanet.optim.buffers import Buffers
-from metanet.optim.newton_schulz import orthogonalize
+from metanet.optim.rules import newton_schulz
+from metanet.optim.rules.newton_schulz import orthogonalize
 from metanet.testing import peak_allocation
 
 

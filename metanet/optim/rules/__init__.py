@@ -1,0 +1,1 @@
+"""Update rules: the structured one, networks on top of it, and those of the literature."""
