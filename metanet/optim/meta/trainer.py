@@ -212,8 +212,8 @@ class MetaTrainer:
         for name, (there, here) in said.items():
             if there != here:
                 raise ValueError(
-                    f"the saved run has {name} = {there}, the settings say {here}: continue with the settings "
-                    "it was begun with"
+                    f"the saved run has {name} = {there}, the settings say {here}: continue with the "
+                    "settings it was begun with"
                 )
         self.generator.set_state(state["generator"])
         self.inner_steps = int(state["inner_steps"])
