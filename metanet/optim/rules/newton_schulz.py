@@ -158,7 +158,10 @@ def _narrow(matrices: Tensor) -> bool:
     """Return whether products in bfloat16 pay."""
     if matrices.dtype != torch.float32 or min(matrices.shape[1:]) < NARROW:
         return False
-    return matrices.is_cuda or _fast_bfloat16()
+    if matrices.is_cuda:
+        with torch.cuda.device(matrices.device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return _fast_bfloat16()
 
 
 @cache
