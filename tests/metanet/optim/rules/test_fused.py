@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import environ
+from shutil import which
 
 import pytest
 import torch
@@ -47,6 +49,7 @@ def test_loops_do_what_the_batched_products_do(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(which(environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 def test_compiled_loops_do_what_the_batched_products_do() -> None:
     for mine, theirs in zip(
         moved(Celo2Rule().compiling(), torch.float32), moved(Celo2Rule(), torch.float32), strict=True
