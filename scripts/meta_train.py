@@ -48,22 +48,18 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=0.1)
     parser.add_argument("--learning-rate", type=float, default=0.06)
     parser.add_argument("--start", help="meta-weights of the structured rule to begin from")
-    parser.add_argument(
-        "--scales",
-        nargs=2,
-        type=float,
-        default=(1.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="augmentation: weights are stored divided by a number drawn between these",
-    )
-    parser.add_argument(
-        "--widenings",
-        nargs=2,
-        type=float,
-        default=(1.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="augmentation: networks are parametrised as if this many times as wide (µP)",
-    )
+    for option, what in (
+        ("--scales", "weights are stored divided by a number drawn between these"),
+        ("--widenings", "networks are parametrised as if this many times as wide (µP)"),
+    ):
+        parser.add_argument(
+            option,
+            nargs=2,
+            type=float,
+            default=(1.0, 1.0),
+            metavar=("LOW", "HIGH"),
+            help=f"augmentation: {what}",
+        )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compiled loops, for rules that have them")
     options = parser.parse_args()

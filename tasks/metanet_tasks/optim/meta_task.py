@@ -41,6 +41,13 @@ class MLPFamily:
     scales: tuple[float, float] = (1.0, 1.0)
     widenings: tuple[float, float] = (1.0, 1.0)
 
+    def __post_init__(self) -> None:
+        """Refuse bounds that nothing lies between."""
+        for name in ("widths", "scales", "widenings"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"expected {name} with 0 < low <= high, found {low} and {high}")
+
     def __call__(self, generator: torch.Generator) -> MLPTask:
         """Draw a task."""
 
@@ -60,6 +67,7 @@ class MLPFamily:
         classes = int(data.labels.max()) + 1
         widths = (data.inputs.shape[1], *hidden, classes)
         scale = spread(*self.scales)
+        # no draw where there is none: tasks of earlier seeds stay what they were
         widening = spread(*self.widenings) if self.widenings != (1.0, 1.0) else 1.0
         return MLPTask(data, widths, activation, scale=scale, widening=widening)
 
