@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from metanet import WeightSpec, spec_of
+from metanet import GroupElement, WeightSpec, spec_of
 from metanet.optim import MetaWeights
 from metanet.optim.pretrained import RULES
 
@@ -57,6 +58,22 @@ def cnn() -> nn.Module:
         nn.Tanh(),
         nn.Linear(12, 3),
     )
+
+
+def permuted_pair(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module, GroupElement]:
+    """Return `mlp` or `cnn` in float64, the same one permuted, and the element that does so."""
+    model, moved = build().double(), build().double()
+    x = torch.zeros(2, 1, 6, 6).double() if build is cnn else torch.zeros(2, 5).double()
+    element = GroupElement.random(spec_of(model, x), torch.Generator().manual_seed(0))
+    moved.load_state_dict(element @ moved.state_dict())
+    return model, moved, element
+
+
+def assert_permuted(model: nn.Module, moved: nn.Module, element: GroupElement) -> None:
+    """Assert that a network is another one permuted."""
+    expected = element @ model.state_dict()
+    for name, tensor in moved.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
 
 
 def weights(rule: str, seed: int = 3) -> MetaWeights:

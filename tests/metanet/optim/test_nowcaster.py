@@ -12,13 +12,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metanet import GroupElement, spec_of
+from metanet import GroupElement
 from metanet.optim import LearnedOptimizer
 from metanet.optim.forecaster import FORMS, STATES, Forecaster, History
 from metanet.optim.nowcaster import Nowcaster
 from metanet.optim.rules.links import Links
 from tests.metanet.optim.contract import forecaster
-from tests.metanet.optim.networks import cnn, mlp, mlp_spec, train, weights
+from tests.metanet.optim.networks import (
+    assert_permuted,
+    cnn,
+    mlp,
+    mlp_spec,
+    permuted_pair,
+    train,
+    weights,
+)
 from tests.metanet.optim.test_stacked import SPEC as MIXTURE
 from tests.metanet.optim.test_stacked import mixture
 from tests.metanet.optim.test_stacked import train as train_mixture
@@ -64,16 +72,10 @@ def test_forecasts_start_from_the_present(form: str) -> None:
 def test_trainings_with_forecasts_commute_with_permutations(
     form: str, build: Callable[[], nn.Module]
 ) -> None:
-    model, moved = build().double(), build().double()
-    x = torch.zeros(2, 1, 6, 6).double() if build is cnn else torch.zeros(2, 5).double()
-    spec = spec_of(model, x)
-    element = GroupElement.random(spec, torch.Generator().manual_seed(0))
-    moved.load_state_dict(element @ moved.state_dict())
+    model, moved, element = permuted_pair(build)
     for network in (model, moved):
-        train(network, nowcaster(network, "SGD", form, spec=spec), 6)
-    expected = element @ model.state_dict()
-    for name, tensor in moved.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
+        train(network, nowcaster(network, "SGD", form, spec=element.spec), 6)
+    assert_permuted(model, moved, element)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -85,9 +87,7 @@ def test_stacked_experts_are_forecast_too(form: str) -> None:
     for network in (model, moved):
         train_mixture(network, nowcaster(network, "SGD", form, spec=MIXTURE), 5)
     train_mixture(plain, BASES["SGD"](plain), 5)
-    expected = element @ model.state_dict()
-    for name, tensor in moved.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
+    assert_permuted(model, moved, element)
     for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert not torch.equal(mine, theirs)
 

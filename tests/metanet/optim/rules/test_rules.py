@@ -9,13 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from metanet import GroupElement, spec_of
+from metanet import spec_of
 from metanet.optim import LearnedOptimizer, MetaWeights, StructuredRule
 from metanet.optim.pretrained import RULES
 from metanet.optim.rules.graph_rule import GraphRule
 from metanet.optim.rules.network import MixingRule, PerParameterRule
 from metanet.optim.rules.newton_schulz import orthogonalize
-from tests.metanet.optim.networks import cnn, mlp, mlp_spec, train, weights
+from tests.metanet.optim.networks import (
+    assert_permuted,
+    cnn,
+    mlp,
+    mlp_spec,
+    permuted_pair,
+    train,
+    weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,19 +32,16 @@ from tests.metanet.optim.networks import cnn, mlp, mlp_spec, train, weights
 )
 @pytest.mark.parametrize("build", [mlp, cnn])
 def test_steps_commute_with_permutations(rule: str, build: Callable[[], nn.Module], linked: bool) -> None:
-    model, moved = build().double(), build().double()
-    x = torch.zeros(2, 1, 6, 6).double() if build is cnn else torch.zeros(2, 5).double()
-    spec = spec_of(model, x)
-    element = GroupElement.random(spec, torch.Generator().manual_seed(0))
-    moved.load_state_dict(element @ moved.state_dict())
+    model, moved, element = permuted_pair(build)
     for network in (model, moved):
         optimizer = LearnedOptimizer(
-            network.named_parameters(), total_steps=4, weights=weights(rule), spec=spec if linked else None
+            network.named_parameters(),
+            total_steps=4,
+            weights=weights(rule),
+            spec=element.spec if linked else None,
         )
         train(network, optimizer, 2)
-    expected = element @ model.state_dict()
-    for name, tensor in moved.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
+    assert_permuted(model, moved, element)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,10 @@ def test_links_change_the_step(rule: str) -> None:
         model = mlp().double()
         spec = spec_of(model, torch.zeros(2, 5).double())
         optimizer = LearnedOptimizer(
-            model.named_parameters(), total_steps=4, weights=weights(rule), spec=spec if linked else None
+            model.named_parameters(),
+            total_steps=4,
+            weights=weights(rule),
+            spec=spec if linked else None,
         )
         train(model, optimizer, 2)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
