@@ -170,9 +170,7 @@ class Nowcaster(Optimizer):
             histories = [history for _, history in found]
             forecasts = self.forecaster(histories, ahead, self.steps / self.total_steps, self.links)
             ends = [f.to(p.dtype).reshape(p.shape) for (p, _), f in zip(found, forecasts, strict=True)]
-            if all(
-                bool(end.isfinite().all()) for end in ends
-            ):  # in the parameter's type, which may be narrow
+            if all(bool(end.isfinite().all()) for end in ends):  # in the parameter's type: it may be narrow
                 for (parameter, _), end in zip(found, ends, strict=True):
                     parameter.copy_(end)
 

@@ -63,18 +63,6 @@ def _side_by_side(tensors: list[Tensor]) -> list[Tensor]:
     return views
 
 
-@torch.no_grad()
-def apply(
-    rule: UpdateRule,
-    metas: Mapping[str, Tensor],
-    roles: tuple[str, ...],
-    group: Group,
-    gradients: Sequence[Tensor],
-) -> None:
-    """Take one step of a rule on every particle of a group, in place."""
-    advance(rule, metas, roles, group, gradients)
-
-
 def advance(
     rule: UpdateRule,
     metas: Mapping[str, Tensor],
@@ -82,7 +70,7 @@ def advance(
     group: Group,
     gradients: Sequence[Tensor],
 ) -> None:
-    """Do what `apply` does, under automatic differentiation if it is on."""
+    """Take one step of a rule on every particle of a group, in place; automatic differentiation may be on."""
     progress = min((group.step + 0.5) / group.horizon, 1.0)
     items = [
         Item(role, values, gradient, state, group.step + 1, entry)
@@ -93,3 +81,7 @@ def advance(
     for item, moved in zip(items, rule.directions(metas, items, progress, group.task.links), strict=True):
         eta = rule.rate(metas, item.role, group.step, group.horizon)
         item.values.addcmul_(moved, eta.reshape(-1, *(1,) * (moved.ndim - 1)), value=-1)
+
+
+apply = torch.no_grad()(advance)
+"""Takes a step without it."""

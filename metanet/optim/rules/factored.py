@@ -128,7 +128,7 @@ class FactoredRule(UpdateRule):
             short: see `features`.
             clock: ``[inputs]`` further inputs that all parameters share.
         """
-        flat, weight = item.values.flatten(1), metas["weight_0"].unflatten(1, (metas["bias_0"].shape[1], -1))
+        flat, weight = item.values.flatten(1), self._weight(metas, 0)
         bias, count = metas["bias_0"], 18 if short else 16
         if clock is not None:
             bias = bias + weight[..., count + 12 :] @ clock

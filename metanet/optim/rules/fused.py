@@ -40,7 +40,7 @@ def _compiled(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Return a function of this module, compiled at its first call for shapes of any size.
+    """Return a function, compiled at its first call for shapes of any size.
 
     Raises:
         RuntimeError: (when called) there is no compiler.

@@ -124,14 +124,9 @@ class UnitMeans:
                 self.sent[some, part] = found[:, 1]
             return
         grid = found.unflatten(2, (-1, self.shape[2]))
-        self.add_sums(grid[:, : self.of_rows].sum(3), grid[:, self.of_rows :].sum(2), at)
-
-    def add_sums(self, rows: Tensor, columns: Tensor, at: Part) -> None:
-        """Take in the ``[k, maps, rows]`` and ``[k, maps, columns]`` sums of a part of a matrix."""
-        some, part = at
         inside = slice(part.start // self.shape[2], part.stop // self.shape[2])
-        self.rows[some, :, inside] = rows
-        self.columns[some].add_(columns)
+        self.rows[some, :, inside] = grid[:, : self.of_rows].sum(3)
+        self.columns[some].add_(grid[:, self.of_rows :].sum(2))
 
     def finish(self) -> tuple[dict[Side, Tensor], dict[Side, Tensor]]:
         """Return the mixed terms and the messages of every side."""

@@ -30,7 +30,7 @@ from metanet.optim.chunks import CHUNK, Part, chunks
 from metanet.optim.rule import Item, Meta, Metas, Mover
 from metanet.optim.rules.links import Links
 from metanet.optim.rules.mixing import Passed, UnitMeans, exchange, mixing_metas, rms
-from metanet.optim.rules.newton_schulz import KEPT
+from metanet.optim.rules.pointwise import on_device
 from metanet.optim.rules.structured import METAS, SPAN, Base, StructuredRule, is_turned
 
 FEATURES = 7
@@ -91,11 +91,7 @@ class PerParameterRule(StructuredRule):
         passed = []
         for item, mover in zip(items, movers, strict=True):
             small = item.values.numel() <= SMALL or is_turned(item)
-            adam = None
-            if small and item.values.numel() <= KEPT:
-                adam = self.buffers.take("adam", item.values.shape, item.values)
-            elif small:
-                adam = torch.empty_like(item.values, memory_format=torch.contiguous_format)
+            adam = self.memory("adam", item.values) if small else None
             base = self.parted(metas, item, progress, adam)
             passed.append(self._pass(metas, base, progress, links, mover))
             del base, adam  # before the next matrix has its own
@@ -123,8 +119,7 @@ class PerParameterRule(StructuredRule):
             mover: takes parts of D + rms(D) w·h; None to leave them where D is.
         """
         item, values = base.item, base.item.values.flatten(1)
-        if values.device != metas["first"].device:
-            metas = {name: meta.to(values.device) for name, meta in metas.items()}
+        metas = on_device(metas, values)
         sources = [item.gradients.flatten(1), *item.state["momenta"].flatten(2)]
         sizes = self._sizes(base, sources, values)
         weight = metas["first"].unflatten(1, (self.hidden, FEATURES))

@@ -126,6 +126,12 @@ class StructuredRule(UpdateRule):
         """Memory that is kept between steps."""
         return Buffers()
 
+    def memory(self, name: str, like: Tensor) -> Tensor:
+        """Return contiguous memory of a tensor's shape, which is kept between steps unless it is huge."""
+        if like.numel() > KEPT:
+            return torch.empty_like(like, memory_format=torch.contiguous_format)
+        return self.buffers.take(name, like.shape, like)
+
     def state(self, shape: Sequence[int], like: Tensor) -> dict[str, Tensor]:
         """Return momenta ``[3, *shape]`` and the second moment ``[1, *shape]``."""
         return {
@@ -208,10 +214,7 @@ class StructuredRule(UpdateRule):
         """
         if not is_turned(item):
             return self._accumulate(metas, item, progress, adam=adam, mixed=None)
-        if mixed is None and item.values.numel() <= KEPT:
-            mixed = self.buffers.take("direction", item.values.shape, item.values)
-        elif mixed is None:
-            mixed = torch.empty_like(item.values, memory_format=torch.contiguous_format)
+        mixed = self.memory("direction", item.values) if mixed is None else mixed
         base = self._accumulate(metas, item, progress, adam=adam, mixed=mixed)
         base.moved = self._turn(metas, base, mixed).flatten(1)
         return base
@@ -228,15 +231,11 @@ class StructuredRule(UpdateRule):
 
     def _turn(self, metas: Metas, base: Base, mixed: Tensor) -> Tensor:
         """Turn the mixture of a matrix into o O + s A + λ W, in place."""
-
-        def size(name: str, at: int) -> Factor:
-            return factor(metas[name][:, at], 3)
-
         values, place = base.item.values, ROLES.index(base.item.role)
         rows, columns = values.shape[1:]
         orthogonalize(mixed, buffers=self.buffers, out=mixed)
         scale = factor(metas["log_orthogonal"][:, place].exp() * max(1.0, rows / columns) ** 0.5, 3)
-        power = size("row_power", 0)
+        power = factor(metas["row_power"][:, 0], 3)
         if isinstance(power, Tensor) or power:
             squares = torch.linalg.vector_norm(mixed, dim=-1, keepdim=True).square_().div_(columns)
             squares.add_(1e-12)
