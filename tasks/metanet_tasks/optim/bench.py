@@ -125,9 +125,10 @@ def _checked(
         load_meta_weights(name)
     foreign = [name for name in against if BASELINES[name].package and not find_spec(BASELINES[name].package)]
     if foreign:
+        packages = " ".join(sorted({BASELINES[name].package for name in foreign}))
         raise ValueError(
-            f"the baselines {', '.join(foreign)} need the package pytorch_optimizer: pip install "
-            "pytorch_optimizer, or name others with --baselines"
+            f"the baselines {', '.join(foreign)} need the package {packages}: pip install {packages}, or "
+            "name others with --baselines"
         )
     for name in chosen:
         try:

@@ -113,9 +113,9 @@ def _paired(
     if not differences or not all(map(math.isfinite, differences)):
         return None
     mean, count = statistics.mean(differences), len(differences)
-    return mean, None if count < 2 else T_95.get(count, 1.96) * statistics.stdev(differences) / math.sqrt(
-        count
-    )
+    if count < 2:
+        return mean, None
+    return mean, T_95.get(count, 1.96) * statistics.stdev(differences) / math.sqrt(count)
 
 
 def _reached(curve: Sequence[float], goal: float) -> int | None:
